@@ -1,0 +1,1 @@
+"""For authors of adapters: implement `Provider.stream`; the kit derives the unary call, errors, health and cost."""

@@ -1,0 +1,278 @@
+"""From the contract to the wire: a `ChatRequest` becomes the JSON of one chat-completions call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from google.protobuf.struct_pb2 import Struct, Value
+
+from maestro.llm.v1.chat_pb2 import (
+    ChatRequest,
+    ReasoningEffort,
+    ResponseFormat,
+    Tool,
+    ToolChoiceMode,
+    Warning,  # noqa: A004 - the contract's name
+)
+from maestro_sdk.adapter.chat_completions.content import messages
+from maestro_sdk.adapter.chat_completions.dialect import Dialect
+from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
+
+# What a caller may not set by `provider_options`: the mesh decides it, or the answer could not be read.
+_RESERVED: Mapping[str, str] = {
+    "model": "the model is chosen by `model`",
+    "messages": "the conversation stands in `messages`",
+    "stream": "the kind of the call decides",
+    "n": "one answer per request; send the request several times",
+    "functions": "tools stand in `tools`",
+    "function_call": "the rule for calling tools stands in `tool_choice`",
+    "modalities": "answers are text",
+    "audio": "answers are text",
+}
+
+
+@dataclass(slots=True)
+class WireRequest:
+    """One call: its JSON body as a mapping, and what was not done as asked."""
+
+    body: dict[str, Any]
+    warnings: list[Warning] = field(default_factory=list[Warning])
+
+    def encode(self) -> bytes:
+        """The bytes to send."""
+        return orjson.dumps(self.body)
+
+
+def to_wire(request: ChatRequest, dialect: Dialect, *, stream: bool = False) -> WireRequest:
+    """The call that asks for `request`.
+
+    Raises `InvalidRequest` for what breaks the contract and `UnsupportedParameter` for content that the dialect can't
+    carry, each with the path of the field; under `strict` also for parameters that would else be dropped with a
+    warning.
+    """
+    wire = WireRequest({"model": request.model.removeprefix(f"{dialect.provider}/")})
+    body = wire.body
+    body["messages"] = messages(request, dialect, wire.warnings)
+    _tools(request, dialect, wire)
+    _sampling(request, dialect, wire)
+    _format(request.response_format, dialect, wire)
+    _reasoning(request, dialect, wire)
+    if request.HasField("cache"):
+        _unsupported(wire, "cache", f"{dialect.provider} chooses what to keep in its prompt cache by itself")
+    if stream:
+        body["stream"] = True
+        if dialect.stream_options:
+            body["stream_options"] = dict(dialect.stream_options)
+    if dialect.provider in request.provider_options:
+        _merge_options(request.provider_options[dialect.provider], dialect, body)
+    if request.strict and wire.warnings:
+        raise UnsupportedParameter(
+            "; ".join(warning.message for warning in wire.warnings),
+            violations=[Violation(warning.field, warning.message) for warning in wire.warnings],
+        )
+    return wire
+
+
+def _sampling(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:
+    body = wire.body
+    for name in ("temperature", "top_p"):
+        if request.HasField(name):
+            if dialect.temperature:
+                body[name] = getattr(request, name)
+            else:
+                _unsupported(wire, name, f"this model takes no {name}")
+    if request.HasField("max_tokens"):
+        body[dialect.max_tokens] = request.max_tokens
+    if request.stop:
+        if dialect.stop_limit:
+            body["stop"] = list(request.stop[: dialect.stop_limit])
+        for position in range(dialect.stop_limit, len(request.stop)):
+            why = f"takes at most {dialect.stop_limit} stop texts" if dialect.stop_limit else "takes no stop texts"
+            _unsupported(wire, f"stop[{position}]", f"this model {why}")
+    if request.HasField("seed"):
+        if dialect.seed:
+            body["seed"] = request.seed
+        else:
+            _unsupported(wire, "seed", "this model takes no seed")
+    if request.HasField("logprobs"):
+        if dialect.logprobs:
+            body["logprobs"] = True
+            if request.logprobs.top:
+                body["top_logprobs"] = request.logprobs.top
+        else:
+            _unsupported(wire, "logprobs", "this model returns no log probabilities")
+
+
+def _reasoning(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:
+    bound = dialect.tools_effort if "tools" in wire.body else ""
+    if bound:
+        wire.body["reasoning_effort"] = bound
+    if not request.HasField("reasoning"):
+        return
+    reasoning = request.reasoning
+    if reasoning.HasField("budget_tokens"):
+        _unsupported(wire, "reasoning.budget_tokens", "reasoning is set by effort here, not by a number of tokens")
+    if reasoning.effort == ReasoningEffort.REASONING_EFFORT_UNSPECIFIED:
+        return
+    word = dialect.effort(reasoning.effort)
+    if word and bound and word != bound:
+        _unsupported(wire, "reasoning.effort", f"with tools, this model takes only the effort {bound!r} on this wire")
+    elif word:
+        wire.body["reasoning_effort"] = word
+    elif dialect.efforts or reasoning.effort != ReasoningEffort.REASONING_EFFORT_OFF:
+        # A model that never reasons obeys `off` by itself.
+        name = ReasoningEffort.Name(reasoning.effort).removeprefix("REASONING_EFFORT_").lower()
+        known = f"takes the efforts {', '.join(dialect.efforts)}" if dialect.efforts else "does not reason"
+        _unsupported(wire, "reasoning.effort", f"this model {known}, not {name}")
+
+
+def _format(form: ResponseFormat, dialect: Dialect, wire: WireRequest) -> None:
+    match form.WhichOneof("kind"):
+        case None | "text":
+            pass
+        case "json":
+            if dialect.json_object:
+                wire.body["response_format"] = {"type": "json_object"}
+            else:
+                _unsupported(wire, "response_format.json", "this model has no JSON mode")
+        case "json_schema":
+            if not dialect.json_schema:
+                _unsupported(wire, "response_format.json_schema", "this model can't be held to a JSON Schema")
+                return
+            asked = form.json_schema
+            schema: dict[str, Any] = {"name": asked.name or "answer"}
+            if asked.description:
+                schema["description"] = asked.description
+            schema["schema"] = _json_object(asked.schema, "response_format.json_schema.schema")
+            if asked.HasField("strict"):
+                schema["strict"] = asked.strict
+            wire.body["response_format"] = {"type": "json_schema", "json_schema": schema}
+
+
+def _tools(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:
+    body, choice = wire.body, request.tool_choice
+    mode, names = choice.mode, list(choice.names)
+    known = {tool.name for tool in request.tools}
+    for position, name in enumerate(names):
+        if name not in known:
+            raise InvalidRequest.at(f"tool_choice.names[{position}]", f"no tool is named {name!r}")
+    if mode == ToolChoiceMode.TOOL_CHOICE_MODE_NAMED and len(names) != 1:
+        raise InvalidRequest.at("tool_choice.names", "the mode NAMED needs exactly one name")
+    if not request.tools:
+        if mode == ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED:
+            raise InvalidRequest.at("tool_choice.mode", "REQUIRED needs tools; give `tools` or leave `tool_choice` out")
+        return
+    if mode == ToolChoiceMode.TOOL_CHOICE_MODE_NONE and not dialect.tool_choice:
+        return  # Without tools none can be called.
+    if not dialect.tools:
+        message = "this model can't call tools here; choose one with the feature TOOLS"
+        raise UnsupportedParameter.at("tools", message)
+    named = mode == ToolChoiceMode.TOOL_CHOICE_MODE_NAMED
+    forbidden = mode == ToolChoiceMode.TOOL_CHOICE_MODE_NONE
+    # Where the wire can't name a subset, offering only that subset says the same.
+    by_list = bool(names) and not forbidden and not (dialect.tool_choice and (named or dialect.allowed_tools))
+    body["tools"] = [
+        _tool(tool, f"tools[{position}]", dialect, wire)
+        for position, tool in enumerate(request.tools)
+        if not by_list or tool.name in names
+    ]
+    if request.HasField("tool_choice"):
+        rule = _tool_choice(mode, names, dialect)
+        if dialect.tool_choice:
+            if rule is not None:
+                body["tool_choice"] = rule
+        elif rule not in (None, "auto"):
+            _unsupported(wire, "tool_choice.mode", "this model can't be made to call a tool")
+    if choice.HasField("parallel"):
+        if dialect.parallel_tool_calls:
+            body["parallel_tool_calls"] = choice.parallel
+        else:
+            _unsupported(wire, "tool_choice.parallel", "this model decides by itself whether calls stand side by side")
+
+
+def _tool_choice(mode: ToolChoiceMode.ValueType, names: Sequence[str], dialect: Dialect) -> str | dict[str, Any] | None:
+    match mode:
+        case ToolChoiceMode.TOOL_CHOICE_MODE_NONE:
+            return "none"
+        case ToolChoiceMode.TOOL_CHOICE_MODE_NAMED:
+            return {"type": "function", "function": {"name": names[0]}}
+        case ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED:
+            word = "required"
+        case ToolChoiceMode.TOOL_CHOICE_MODE_AUTO:
+            word = "auto"
+        case ToolChoiceMode.TOOL_CHOICE_MODE_UNSPECIFIED:
+            if not names:
+                return None
+            word = "auto"
+        case _:
+            raise UnsupportedParameter.at("tool_choice.mode", "the contract is newer than this adapter")
+    if names and dialect.allowed_tools:
+        allowed = [{"type": "function", "function": {"name": name}} for name in names]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": word, "tools": allowed}}
+    return word
+
+
+def _tool(tool: Tool, path: str, dialect: Dialect, wire: WireRequest) -> dict[str, Any]:
+    if dialect.tool_name_pattern and not re.fullmatch(dialect.tool_name_pattern, tool.name):
+        message = f"{dialect.provider} takes tool names like {dialect.tool_name_pattern}; rename {tool.name!r}"
+        raise UnsupportedParameter.at(f"{path}.name", message)
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.input_schema:
+        function["parameters"] = _json_object(tool.input_schema, f"{path}.input_schema")
+    else:
+        function["parameters"] = {"type": "object", "properties": {}}
+    if tool.HasField("strict"):
+        if dialect.strict_tools:
+            function["strict"] = tool.strict
+        elif tool.strict:
+            _unsupported(wire, f"{path}.strict", "this model does not hold arguments to their schema")
+    return {"type": "function", "function": function}
+
+
+def _merge_options(options: Struct, dialect: Dialect, body: dict[str, Any]) -> None:
+    # A Struct has no order of its own: sorted, the same request gives the same bytes.
+    for name, value in sorted(options.fields.items()):
+        path = f"provider_options.{dialect.provider}.{name}"
+        if name in _RESERVED and not (name == "n" and value.number_value == 1):
+            raise InvalidRequest.at(path, f"can't be set here: {_RESERVED[name]}")
+        given, plain = body.get(name), plain_value(value)
+        # Objects are joined, so that one more stream option does not switch usage off.
+        body[name] = {**given, **plain} if isinstance(given, dict) and isinstance(plain, dict) else plain
+
+
+def plain_value(value: Value) -> Any:
+    """A `Value` as JSON data. Whole numbers become ints: a Struct knows only doubles, and servers refuse 5.0 for 5."""
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return {name: plain_value(item) for name, item in sorted(value.struct_value.fields.items())}
+        case "list_value":
+            return [plain_value(item) for item in value.list_value.values]
+        case _:
+            return None
+
+
+def _json_object(text: str, path: str) -> dict[str, Any]:
+    try:
+        value: Any = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest.at(path, f"is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest.at(path, 'is not a JSON object; a JSON Schema such as {"type": "object"} is wanted')
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _unsupported(wire: WireRequest, path: str, message: str) -> None:
+    wire.warnings.append(Warning(code="unsupported_parameter", message=f"{path} was not sent: {message}", field=path))

@@ -1,0 +1,175 @@
+"""The one HTTP call of an adapter's hot path: a POST and, for streams, its bytes as they arrive, on aiohttp.
+
+SDKs of the providers own credentials and auxiliary calls; their per-call overhead alone would exceed the budget of the
+mesh. Transport failures become errors of the contract here, statuses through the adapter's pure `to_error`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import math
+import time
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+
+import aiohttp
+from yarl import URL
+
+from maestro_sdk.errors import MaestroError, StreamBroken, Timeout, UpstreamError
+
+ToError = Callable[[int, bytes, Mapping[str, str]], MaestroError]
+"""Maps a refused call: status, body, headers (lower-case names)."""
+
+
+class HttpWire:
+    """Connections to one provider endpoint. One instance per provider, closed with it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        to_error: ToError,
+        *,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 600.0,
+    ) -> None:
+        """`connect_timeout` and `read_timeout` (between two reads) in seconds; the caller's deadline bounds all."""
+        self._base_url = base_url.rstrip("/")
+        self._urls: dict[str, URL] = {}
+        self._headers = dict(headers)
+        self._to_error = to_error
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=read_timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+        """The answer's body. Raises what `to_error` says for a status of 400 or more, or a transport error."""
+        with self._meaning():
+            async with self._open().post(self._url(path), data=body, headers=headers) as response:
+                return await self._content(response)
+
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> bytes:
+        """The answer's body of a GET, with the errors of `post`."""
+        with self._meaning():
+            async with self._open().get(self._url(path), headers=headers) as response:
+                return await self._content(response)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """The answer's bytes, each read as it comes. Leaving the context before the end closes the provider's socket.
+
+        A stream that is cut or stalls raises `StreamBroken` or `Timeout` from the iterator.
+        """
+        with self._meaning():
+            async with self._open().post(self._url(path), data=body, headers=headers) as response:
+                if response.status >= 400:
+                    await self._content(response)
+                # Closed here and not by the garbage collector: leaving early leaves nothing behind.
+                async with aclosing(self._read(response)) as chunks:
+                    yield chunks
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _content(self, response: aiohttp.ClientResponse) -> bytes:
+        content = await response.read()
+        if response.status >= 400:
+            raise self._to_error(response.status, content, _plain(response.headers))
+        return content
+
+    @contextmanager
+    def _meaning(self) -> Generator[None]:
+        """Turns failures of the transport into errors of the contract."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise Timeout(f"the provider at {self._base_url} did not answer in time") from error
+        except aiohttp.ClientPayloadError as error:
+            raise StreamBroken("the provider's answer was cut") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamError(f"the provider at {self._base_url} can't be reached: {_say(error)}") from error
+
+    @staticmethod
+    async def _read(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+        content = response.content
+        try:
+            while chunk := await content.readany():
+                yield chunk
+        except TimeoutError as error:
+            raise Timeout("the provider's stream stalled") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise StreamBroken(f"the provider's stream was cut: {_say(error)}") from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        # Made on first use: a session belongs to the loop that runs it.
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=60)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                headers={"content-type": "application/json", **self._headers},
+                timeout=self._timeout,
+                auto_decompress=True,
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                proxy=_proxy(self._base_url),
+            )
+        return self._session
+
+    def _url(self, path: str) -> URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self._base_url + path)
+        return url
+
+
+def _proxy(base_url: str) -> str | None:
+    """The proxy that the environment names for `base_url`. aiohttp's own `trust_env` asks anew for each request, in a thread,
+    and would let a netrc file replace our key."""
+    url = URL(base_url)
+    if urllib.request.proxy_bypass(url.host or ""):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds that a provider asks to wait: `retry-after-ms`, `x-ms-retry-after-ms`, `retry-after` (seconds or date).
+
+    None when it doesn't say, or says something that is none of these. `now` is Unix time, for tests.
+    """
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        milliseconds = _seconds(headers.get(name, ""))
+        if milliseconds is not None:
+            return milliseconds / 1000
+    value = headers.get("retry-after", "")
+    seconds = _seconds(value)
+    if seconds is not None or not value:
+        return seconds
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        # "-0000" says UTC without a zone.
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return max(0.0, moment.timestamp() - (time.time() if now is None else now))
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return max(0.0, value) if math.isfinite(value) else None
+
+
+def _plain(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _say(error: BaseException) -> str:
+    return str(error) or type(error).__name__

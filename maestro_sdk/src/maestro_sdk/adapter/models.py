@@ -1,0 +1,146 @@
+"""Facts about models as data: `models.yaml` of an adapter becomes `Model` messages, and prices become costs.
+
+models:
+  - name: gpt-6.2-sol
+    family: gpt-6
+    context_window: 400000
+    max_output_tokens: 128000
+    native: [CHAT, STREAMING, SYSTEM_PROMPT, TOOLS]
+    polyfilled: [JSON_SCHEMA]
+    retires: 2027-01-14
+    tags: [fast]
+    prices:                      # US dollars per million tokens; the latest entry that has begun holds
+      - {from: 2026-06-01, input: "1.25", cache_read: "0.125", output: "10.00"}
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
+from maestro.llm.v1.usage_pb2 import Cost, Price, Usage
+
+_FIELDS = frozenset(
+    "name family description context_window max_output_tokens native polyfilled retires tags prices".split()  # noqa: SIM905
+)
+_PRICE_FIELDS = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning", "minimum_charge")
+_NANO = Decimal(10) ** 9
+_AMOUNT = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+def load_models(path: Path, provider: str, today: datetime.date | None = None) -> list[Model]:
+    """The models of a `models.yaml`, ordered by id. Raises `ValueError` naming the entry that is wrong."""
+    document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries: Sequence[Mapping[str, Any]] = document["models"]
+    return sorted((read_model(entry, provider, today) for entry in entries), key=lambda model: model.id)
+
+
+def read_model(entry: Mapping[str, Any], provider: str, today: datetime.date | None = None) -> Model:
+    """One entry as a message. Raises `ValueError` for unknown fields, features or malformed prices."""
+    name = str(entry.get("name", ""))
+    unknown = set(entry) - _FIELDS
+    if not name or unknown:
+        strange = ", ".join(sorted(unknown)) or "name"
+        raise ValueError(f"model {name or repr(entry)}: unknown or missing fields: {strange}")
+    model = Model(
+        id=f"{provider}/{name}",
+        provider=provider,
+        name=name,
+        family=str(entry.get("family", "")),
+        retires=str(entry.get("retires", "")),
+        tags=[str(tag) for tag in entry.get("tags", ())],
+        description=str(entry.get("description", "")),
+    )
+    if "context_window" in entry:
+        model.context_window = int(entry["context_window"])
+    if "max_output_tokens" in entry:
+        model.max_output_tokens = int(entry["max_output_tokens"])
+    for field, support in (("native", Support.SUPPORT_NATIVE), ("polyfilled", Support.SUPPORT_POLYFILLED)):
+        for feature in entry.get(field, ()):
+            try:
+                value = Feature.Value(f"FEATURE_{feature}")
+            except ValueError as error:
+                raise ValueError(f"model {name}: unknown feature {feature!r}") from error
+            model.features.append(FeatureSupport(feature=value, support=support))
+    price = _price_in_force(name, entry.get("prices", ()), today or datetime.datetime.now(datetime.UTC).date())
+    if price is not None:
+        model.price.CopyFrom(price)
+    return model
+
+
+def support_of(model: Model, feature: Feature.ValueType) -> Support.ValueType:
+    """How `model` meets `feature`; NONE when it does not say."""
+    for entry in model.features:
+        if entry.feature == feature:
+            return entry.support
+    return Support.SUPPORT_NONE
+
+
+def supports(model: Model, feature: Feature.ValueType) -> bool:
+    """Whether `model` meets `feature` at all."""
+    return support_of(model, feature) in (Support.SUPPORT_NATIVE, Support.SUPPORT_POLYFILLED)
+
+
+def cost_of(usage: Usage, price: Price) -> Cost:
+    """What `usage` costs under `price`: exact decimal arithmetic, rounded half up to the nano-dollar at the end."""
+    nano = nano_usd(usage, price)
+    return Cost(usd=format_usd(nano), price_date=price.effective_date, estimated=usage.estimated)
+
+
+def nano_usd(usage: Usage, price: Price) -> int:
+    """The cost of `usage` in nano-dollars."""
+    rate_in, rate_out = Decimal(price.input), Decimal(price.output)
+    cache_5m = Decimal(price.cache_write_5m) if price.cache_write_5m else rate_in
+    cached = usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+    total = (
+        max(0, usage.input_tokens - cached) * rate_in
+        + usage.cache_read_tokens * (Decimal(price.cache_read) if price.cache_read else rate_in)
+        + usage.cache_write_5m_tokens * cache_5m
+        + usage.cache_write_1h_tokens * (Decimal(price.cache_write_1h) if price.cache_write_1h else cache_5m)
+        + max(0, usage.output_tokens - usage.reasoning_tokens) * rate_out
+        + usage.reasoning_tokens * (Decimal(price.reasoning) if price.reasoning else rate_out)
+    )
+    # Dollars per million tokens: one token at $1 costs a thousand nano-dollars.
+    nano = (total * 1000).to_integral_value(rounding="ROUND_HALF_UP")
+    if price.minimum_charge:
+        nano = max(nano, Decimal(price.minimum_charge) * _NANO)
+    return int(nano)
+
+
+def format_usd(nano: int) -> str:
+    """Nano-dollars as decimal text with at least six places: 54390000 becomes "0.054390"."""
+    whole, rest = divmod(nano, 10**9)
+    digits = f"{rest:09d}"
+    return f"{whole}.{digits[:6]}{digits[6:].rstrip('0')}"
+
+
+def _price_in_force(name: str, entries: Sequence[Mapping[str, Any]], today: datetime.date) -> Price | None:
+    best: Price | None = None
+    for entry in entries:
+        unknown = set(entry) - {"from", *_PRICE_FIELDS}
+        if unknown or not {"from", "input", "output"} <= set(entry):
+            strange = ", ".join(sorted(unknown)) or "none"
+            raise ValueError(f"model {name}: a price needs from, input and output; unknown: {strange}")
+        start = str(entry["from"])
+        try:
+            begins = datetime.date.fromisoformat(start)
+        except ValueError as error:
+            raise ValueError(f"model {name}: a price begins {start!r}, which is no date YYYY-MM-DD") from error
+        fields = {field: _amount(name, field, entry[field]) for field in _PRICE_FIELDS if field in entry}
+        if begins <= today and (best is None or start > best.effective_date):
+            best = Price(effective_date=start, **fields)
+    return best
+
+
+def _amount(name: str, field: str, value: Any) -> str:
+    text = str(value)
+    if not _AMOUNT.fullmatch(text):
+        raise ValueError(f"model {name}: {field} is {text!r}, not an amount such as 0.125")
+    return text

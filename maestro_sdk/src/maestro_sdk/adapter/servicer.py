@@ -1,0 +1,123 @@
+"""Serves a `Provider` as `ChatService` and `ModelService`: the unary call, the order of events, cost, and readiness."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, cast
+
+from maestro.llm.v1.chat_pb2 import (
+    ChatEvent,
+    ChatRequest,
+    ChatResponse,
+    CountTokensRequest,
+    CountTokensResponse,
+    StreamChatResponse,
+)
+from maestro.llm.v1.chat_pb2_grpc import ChatServiceServicer
+from maestro.llm.v1.model_pb2 import GetInfoRequest, GetInfoResponse, ListModelsRequest, ListModelsResponse, Model
+from maestro.llm.v1.model_pb2_grpc import ModelServiceServicer
+from maestro_sdk.adapter.fold import fold
+from maestro_sdk.adapter.models import cost_of
+from maestro_sdk.adapter.provider import Completer, Provider, TokenCounter
+from maestro_sdk.errors import NotFound, StreamBroken, Unimplemented
+
+SPI_VERSION = "maestro.llm.v1"
+
+
+class ChatServicer(ChatServiceServicer):
+    """Answers with a provider. One that breaks the order of events ends with `StreamBroken`, never with success."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        self._completer = provider if isinstance(provider, Completer) else None
+        self._models: dict[str, Model] = {}
+
+    async def Chat(self, request: ChatRequest, context: Any) -> ChatResponse:
+        model = await self._model(request.model)
+        if self._completer is not None:
+            events = await self._completer.complete(request)
+        else:
+            events = [event async for batch in self.provider.stream(request) for event in batch]
+        price(events, model)
+        return fold(events)
+
+    async def StreamChat(self, request: ChatRequest, context: Any) -> None:
+        model = await self._model(request.model)
+        begun = finished = False
+        # Writing instead of yielding: when the call is cancelled, the generator is closed here and now, and with it the
+        # provider's socket.
+        async with aclosing(cast("AsyncGenerator[Sequence[ChatEvent]]", self.provider.stream(request))) as batches:
+            async for events in batches:
+                if not events:
+                    continue
+                for event in events:
+                    kind = event.WhichOneof("kind")
+                    if finished:
+                        raise StreamBroken("the adapter went on after its finish event")
+                    if begun is (kind == "started"):
+                        raise StreamBroken("the adapter's first event, and only that, has to be `started`")
+                    begun = True
+                    finished = kind == "finish"
+                if finished:
+                    price(events, model)
+                await context.write(StreamChatResponse(events=events))
+        if not finished:
+            raise StreamBroken("the adapter's stream ended without a finish event")
+
+    async def CountTokens(self, request: CountTokensRequest, context: Any) -> CountTokensResponse:
+        model = await self._model(request.request.model)
+        if not isinstance(self.provider, TokenCounter):
+            raise Unimplemented(f"{self.provider.name} can't count tokens")
+        count = await self.provider.count_tokens(request.request)
+        return CountTokensResponse(input_tokens=count, provider=model.provider, model=model.name)
+
+    async def _model(self, name: str) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            self._models = {found.id: found for found in await self.provider.models()}
+            model = self._models.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            raise NotFound(f"{self.provider.name} has no model {name!r}; it has: {known}")
+        return model
+
+
+class ModelServicer(ModelServiceServicer):
+    """Tells the provider's models and readiness."""
+
+    def __init__(self, provider: Provider, distribution: str = "maestro-sdk") -> None:
+        """`distribution` is the installed package whose version the adapter reports."""
+        self.provider = provider
+        try:
+            self._version = version(distribution)
+        except PackageNotFoundError:
+            self._version = "0"
+
+    async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:
+        models = sorted(await self.provider.models(), key=lambda model: model.id)
+        size = request.page_size or 1000
+        page = [model for model in models if model.id > request.page_token]
+        token = page[size - 1].id if len(page) > size else ""
+        return ListModelsResponse(models=page[:size], next_page_token=token)
+
+    async def GetInfo(self, request: GetInfoRequest, context: Any) -> GetInfoResponse:
+        reason = await self.provider.check()
+        return GetInfoResponse(
+            name=self.provider.name,
+            version=self._version,
+            spi_versions=[SPI_VERSION],
+            ready=not reason,
+            not_ready_reason=reason,
+            providers=self.provider.providers,
+        )
+
+
+def price(events: Sequence[ChatEvent], model: Model) -> None:
+    """Adds the cost to a finish event that has none, when the model's price is known. Unknown stays absent."""
+    if not events or not model.HasField("price"):
+        return
+    last = events[-1]
+    if last.WhichOneof("kind") == "finish" and last.finish.HasField("usage") and not last.finish.HasField("cost"):
+        last.finish.cost.CopyFrom(cost_of(last.finish.usage, model.price))

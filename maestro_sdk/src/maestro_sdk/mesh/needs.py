@@ -1,0 +1,117 @@
+"""What a request needs of a backend, derived from the request without its content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from maestro.llm.v1.chat_pb2 import ChatRequest, Routing, ToolChoiceMode
+from maestro.llm.v1.message_pb2 import Part
+from maestro.llm.v1.model_pb2 import Feature
+from maestro.router.v1.router_pb2 import RequestFeatures
+
+_NO_ROUTING = Routing()
+
+# Parts that only a model with the feature can read. Other parts are part of every chat.
+_PART_FEATURES = {
+    "image": Feature.FEATURE_VISION,
+    "audio": Feature.FEATURE_AUDIO,
+    "document": Feature.FEATURE_DOCUMENTS,
+    "tool_call": Feature.FEATURE_TOOLS,
+    "tool_result": Feature.FEATURE_TOOLS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Needs of one request. `required` is a set of features as a bit mask, `input_tokens` an estimate (0: unknown)."""
+
+    model: str
+    required: int = 0
+    routing: Routing = field(default_factory=lambda: _NO_ROUTING)
+    input_tokens: int = 0
+    max_tokens: int = 0
+    tenant: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def needs_of(request: ChatRequest, tenant: str = "", *, streaming: bool = False) -> Needs:
+    """The needs of `request`. Sampling parameters are no needs: a backend without them answers with a warning."""
+    required = mask([Feature.FEATURE_CHAT])
+    if streaming:
+        required |= 1 << Feature.FEATURE_STREAMING
+    if request.tools and request.tool_choice.mode != ToolChoiceMode.TOOL_CHOICE_MODE_NONE:
+        required |= 1 << Feature.FEATURE_TOOLS
+    if request.response_format.WhichOneof("kind") == "json_schema":
+        required |= 1 << Feature.FEATURE_JSON_SCHEMA
+    characters = len(request.system)
+    for message in request.messages:
+        for part in message.parts:
+            required |= _part_needs(part)
+            characters += len(part.text.text) if part.HasField("text") else 0
+    routing = request.routing if request.HasField("routing") else _NO_ROUTING
+    return Needs(
+        model=request.model,
+        required=required | mask(routing.required),
+        routing=routing,
+        # Four characters a token is the usual rule of thumb; prices and windows need no better here.
+        input_tokens=characters // 4,
+        max_tokens=request.max_tokens,
+        tenant=tenant,
+        metadata=request.metadata,
+    )
+
+
+def needs_from_features(features: RequestFeatures) -> Needs:
+    """The needs that a caller of the router describes."""
+    return Needs(
+        model=features.model,
+        required=mask([Feature.FEATURE_CHAT]) | mask(features.required) | mask(features.routing.required),
+        routing=features.routing if features.HasField("routing") else _NO_ROUTING,
+        input_tokens=features.input_tokens,
+        max_tokens=features.max_tokens,
+        tenant=features.tenant,
+        metadata=features.metadata,
+    )
+
+
+def features_from_needs(needs: Needs) -> RequestFeatures:
+    """The description of `needs` for a call to the router."""
+    return RequestFeatures(
+        model=needs.model,
+        required=unmask(needs.required),
+        routing=needs.routing,
+        input_tokens=needs.input_tokens,
+        max_tokens=needs.max_tokens or None,
+        tenant=needs.tenant,
+        metadata=needs.metadata,
+    )
+
+
+def mask(features: Iterable[Feature.ValueType]) -> int:
+    """Features as a bit mask."""
+    bits = 0
+    for feature in features:
+        bits |= 1 << feature
+    return bits
+
+
+def unmask(bits: int) -> list[Feature.ValueType]:
+    """The features of a bit mask, in the order of their numbers."""
+    return [feature for feature in Feature.values() if feature and bits >> feature & 1]
+
+
+def feature_names(bits: int) -> str:
+    """The features of a bit mask for a person: "TOOLS, VISION"."""
+    return ", ".join(Feature.Name(feature).removeprefix("FEATURE_") for feature in unmask(bits))
+
+
+def _part_needs(part: Part) -> int:
+    kind = part.WhichOneof("kind")
+    if kind == "tool_result":
+        bits = 1 << Feature.FEATURE_TOOLS
+        for inner in part.tool_result.parts:
+            bits |= _part_needs(inner)
+        return bits
+    feature = _PART_FEATURES.get(kind or "")
+    return 1 << feature if feature else 0

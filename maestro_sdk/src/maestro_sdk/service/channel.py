@@ -1,0 +1,41 @@
+"""The one place that opens gRPC channels inside the mesh, so that all have the same limits and keepalive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grpc
+
+MAX_MESSAGE = 24 * 1024 * 1024
+"""Largest message in bytes: an inline image of 20 MiB and its conversation. Envoy bounds what comes from outside."""
+
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # Long streams may be silent for minutes: pings find a dead peer and keep middleboxes from closing the connection.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A restarted service is found again within a second instead of two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # in truth the time that one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A channel of its own, not one shared with every other channel of the process.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Retries happen in the dispatcher only.
+    ("grpc.enable_retries", 0),
+)
+
+
+_makers: list[Callable[[], Sequence[grpc.aio.ClientInterceptor]]] = []
+
+
+def intercept_channels(make: Callable[[], Sequence[grpc.aio.ClientInterceptor]]) -> None:
+    """Gives every channel that is opened from now on the interceptors that `make` returns."""
+    _makers.append(make)
+
+
+def open_channel(target: str, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()) -> grpc.aio.Channel:
+    """A plaintext channel to `target` ("host:port"); it connects on first use."""
+    added = [interceptor for make in _makers for interceptor in make()]
+    return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=[*added, *interceptors])

@@ -1,0 +1,329 @@
+"""Lifecycle events: `new_event` makes one, `EventPublisher` brings it to the stream, `EventReader` follows the stream.
+
+Publishing costs the caller microseconds and never waits. While NATS is away events go to a file and follow later in
+the same order under the same ids, so the stream holds each of them once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import re
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import nats.errors
+from google.protobuf.message import Message
+
+from maestro.event.v1.event_pb2 import Event
+from maestro_sdk.service.bus import Client, Link, ensure_stream, refusal
+from maestro_sdk.service.event_reader import EventReader, Subscription
+from maestro_sdk.service.settings import Config
+from maestro_sdk.service.spool import Spool
+from maestro_sdk.tracing import current_call
+
+__all__ = ["MESH", "EventCounters", "EventPublisher", "EventReader", "Subscription", "new_event"]
+
+MESH = "_mesh"
+"""The tenant of events that belong to the mesh as a whole."""
+
+_log = logging.getLogger(__name__)
+_TENANT = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_FIELDS = {
+    field.message_type.full_name: field.name
+    for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields
+    if field.message_type is not None
+}
+
+_WINDOW = 512
+"""Events in flight at once."""
+_LINGER = 0.02
+"""Seconds that the first event of a burst waits for company: one flush and one wake-up for all of them."""
+_ACK_TIMEOUT = 5.0
+_RETRY = 1.0
+"""Seconds before what was refused is tried again."""
+_SPILL = 1000
+"""Events that are moved to the disk before other tasks get a turn."""
+
+_counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
+
+
+def new_event(payload: Message, subject: str, *, tenant: str | None = None) -> Event:
+    """An event of now with one of the contract's payloads; `subject` is "request/ID", "backend/ID"…
+
+    Tenant and trace are those of the current call; without one the event belongs to the mesh.
+    """
+    field = _FIELDS[payload.DESCRIPTOR.full_name]
+    call = current_call()
+    if tenant is None:
+        tenant = call.tenant if call is not None and call.tenant else MESH
+    if not _TENANT.fullmatch(tenant):
+        raise ValueError(f"{tenant!r} is not a tenant")
+    now = time.time_ns()
+    event = Event(
+        id=_new_id(now),
+        tenant=tenant,
+        kind=field.replace("_", ".", 1),
+        subject=subject,
+        trace_id=call.trace_id if call is not None else "",
+    )
+    event.time.seconds, event.time.nanos = divmod(now, 1_000_000_000)
+    getattr(event, field).CopyFrom(payload)
+    return event
+
+
+def _new_id(now: int) -> str:
+    """32 hexadecimal digits that sort by time: milliseconds, a counter, chance."""
+    return f"{now // 1_000_000:012x}{next(_counter) & 0xFFFF:04x}{os.urandom(8).hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class EventCounters:
+    """What became of the events.
+
+    Since the start: `accepted` by `publish`, `delivered` to the stream, `spooled` to the disk, `dropped` for lack of
+    space. Now: `queued` in memory, `waiting` on the disk.
+    """
+
+    accepted: int
+    delivered: int
+    spooled: int
+    dropped: int
+    queued: int
+    waiting: int
+
+
+class EventPublisher:
+    """Publishes events while its `async with` block runs. It starts and works without NATS, too."""
+
+    def __init__(
+        self,
+        url: str,
+        spool: Path,
+        *,
+        name: str = "maestro",
+        queue: int = 10_000,
+        spool_bytes: int = 64 * 2**20,
+        retention: float = 7 * 86400.0,
+    ) -> None:
+        """`spool` is the file for events that wait; `queue` counts events, `retention` is in seconds."""
+        self._capacity = queue
+        self._retention = retention
+        self._queue: deque[Event] = deque()
+        self._spool = Spool(spool, spool_bytes)
+        self._link = Link(url, name, self._link_changed)
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._settled = asyncio.Event()
+        # What was taken from the queue and not acknowledged yet, by number; the place in the window is the number.
+        self._hand: dict[int, bytes] = {}
+        self._refused = ""
+        self._round = 0
+        self._inbox = ""
+        self._heard: Client | None = None
+        self._accepted = self._delivered = self._spooled = self._dropped = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_config(cls, config: Config, name: str) -> EventPublisher:
+        """The publisher of the service `name`."""
+        return cls(
+            config.nats.url,
+            config.data / "spool" / f"{name}.events",
+            name=name,
+            queue=config.events.queue,
+            spool_bytes=config.events.spool,
+            retention=config.events.retention,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._spool.open()
+        if len(self._spool):
+            _log.info("%d events wait on the disk since last time", len(self._spool))
+            self._idle.clear()
+            self._wake.set()
+        self._task = asyncio.create_task(self._run(), name="events")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Delivers what it can within two seconds; the rest waits on the disk for the next start."""
+        await self.flush(2.0 if self._link.up else 0.0)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        self._keep(list(self._hand.values()))
+        while self._queue:
+            self._spill()
+        self._spool.close()
+
+    def publish(self, event: Event) -> None:
+        """Takes an event. Never waits, never raises; when everything is full the event is dropped and counted."""
+        if len(self._queue) >= self._capacity or self._task is None:
+            self._drop(1)
+            return
+        self._accepted += 1
+        self._queue.append(event)
+        self._idle.clear()
+        self._wake.set()
+
+    async def flush(self, timeout: float = 5.0) -> bool:
+        """Waits until every event is in the stream; False when that takes longer than `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @property
+    def degraded(self) -> str:
+        """Why events wait on the disk instead of being in the stream; empty when all is well."""
+        reason = self._link.trouble if not self._link.up else self._refused
+        if reason and len(self._spool):
+            return f"{reason}; {len(self._spool)} events wait on the disk"
+        return reason
+
+    @property
+    def ready(self) -> bool:
+        """Whether events reach the stream."""
+        return not self.degraded
+
+    @property
+    def counters(self) -> EventCounters:
+        """What became of the events."""
+        return EventCounters(
+            self._accepted, self._delivered, self._spooled, self._dropped, len(self._queue), len(self._spool)
+        )
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._link.keep(self._prepare))
+            while True:
+                try:
+                    await self._step()
+                except Exception:  # noqa: BLE001 - whatever it is: events wait on the disk, and the service goes on
+                    _log.exception("events can't be delivered")
+                    self._give_back()
+                    await asyncio.sleep(_RETRY)
+
+    async def _step(self) -> None:
+        """One turn: waits for work, then moves one window of events on."""
+        waiting = len(self._spool)
+        if not self._queue and not (waiting and self._link.up):
+            if not waiting:
+                self._idle.set()
+            self._wake.clear()
+            await self._wake.wait()
+            await asyncio.sleep(_LINGER)
+        elif not self._link.up:
+            self._spill()
+            await asyncio.sleep(0 if self._queue else _LINGER)
+        elif waiting:
+            # The disk has the older events: the queue waits, and goes behind them when it grows.
+            if len(self._queue) > self._capacity // 2:
+                self._spill()
+            records = self._spool.peek(_WINDOW)
+            settled = await self._send([Event.FromString(record) for record in records], records)
+            self._spool.drop(records[:settled])
+            self._delivered += settled
+            self._hand.clear()
+            if settled < len(records) and self._link.up:
+                await asyncio.sleep(_RETRY)
+        else:
+            events = [self._queue.popleft() for _ in range(min(_WINDOW, len(self._queue)))]
+            await self._send(events, [event.SerializeToString() for event in events])
+            self._delivered += len(events) - len(self._hand)
+            self._give_back()
+
+    async def _send(self, events: list[Event], records: list[bytes]) -> int:
+        """Publishes a window and waits for its acknowledgements; what lacks one stays in hand.
+
+        Returns how many from the front need nothing more.
+        """
+        client = self._link.client
+        self._hand = dict(enumerate(records))
+        self._refused = ""
+        self._settled.clear()
+        self._round += 1
+        if client is None:
+            return 0
+        for number, (event, record) in enumerate(zip(events, records, strict=True)):
+            try:
+                await client.publish(
+                    f"maestro.events.{event.tenant}.{event.kind}",
+                    record,
+                    reply=f"{self._inbox}.{self._round}.{number}",
+                    headers={"Nats-Msg-Id": event.id},
+                )
+            except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError) as error:
+                # It would fail for ever, and everything behind it with it.
+                _log.error("an event %s can't be published: %s", event.kind, error)
+                self._hand.pop(number, None)
+                self._drop(1)
+        try:
+            async with asyncio.timeout(_ACK_TIMEOUT):
+                while self._hand and self._link.up and not self._refused:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            self._refused = f"NATS acknowledged nothing within {_ACK_TIMEOUT:.0f} s"
+        if self._refused:
+            _log.warning("events go to the disk: %s", self._refused)
+        return min(self._hand, default=len(records))
+
+    async def _prepare(self, client: Client) -> None:
+        """Makes a new connection ready: the stream exists, acknowledgements are heard."""
+        await ensure_stream(client, self._retention)
+        if self._heard is not client:
+            self._inbox = client.new_inbox()
+            await client.subscribe(f"{self._inbox}.>", cb=self._on_ack)
+            self._heard = client
+
+    async def _on_ack(self, message: Any) -> None:
+        turn, number = message.subject.split(".")[-2:]
+        if int(turn) != self._round:
+            return
+        reason = refusal(message.data, message.headers)
+        if reason:
+            self._refused = reason
+        else:
+            self._hand.pop(int(number), None)
+        if reason or not self._hand:
+            self._settled.set()
+
+    def _link_changed(self) -> None:
+        self._settled.set()
+        self._wake.set()
+
+    def _give_back(self) -> None:
+        """Puts what is still in hand on the disk: it is older than everything in the queue."""
+        self._keep(list(self._hand.values()))
+        self._hand.clear()
+
+    def _spill(self) -> None:
+        """Moves the oldest events of the queue to the disk."""
+        count = min(_SPILL, len(self._queue))
+        self._keep([self._queue.popleft().SerializeToString() for _ in range(count)])
+
+    def _keep(self, records: list[bytes]) -> None:
+        if not records:
+            return
+        try:
+            kept = self._spool.append(records)
+        except OSError as error:
+            _log.error("events can't be kept on the disk: %s", error)
+            kept = 0
+        self._spooled += kept
+        if kept < len(records):
+            self._drop(len(records) - kept)
+
+    def _drop(self, count: int) -> None:
+        if not self._dropped:
+            _log.error("events are dropped: neither the stream nor the disk takes them (told once)")
+        self._dropped += count

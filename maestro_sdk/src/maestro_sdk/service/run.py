@@ -1,0 +1,290 @@
+"""The whole main of a service, `run("gateway", build)`, and of an adapter, `run("adapter-x", adapter("x", build))`.
+
+Loads the configuration, serves with health and reflection on uvloop, and drains on SIGTERM: health says NOT_SERVING,
+streams in flight get the grace period to end, then everything closes. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from maestro_sdk.adapter.provider import Provider
+from maestro_sdk.adapter.servicer import ChatServicer, ModelServicer
+from maestro_sdk.service.channel import MAX_MESSAGE
+from maestro_sdk.service.config_file import ConfigError
+from maestro_sdk.service.interceptors import Authenticate, MeshInterceptor
+from maestro_sdk.service.settings import AdapterConfig, Config, load
+from maestro_sdk.service.telemetry import Telemetry, set_up_logging, set_up_telemetry
+
+_log = logging.getLogger(__name__)
+_health: Any = grpc_health  # its asyncio half has no types
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # Two servers on one port would share its connections silently: the second one must fail instead.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Clients with long silent streams ping; without this the server would take that for an attack and hang up.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_NOTICE = 0.3
+"""Seconds between NOT_SERVING and the end of accepting: health watchers send new calls elsewhere meanwhile."""
+_POLL = 1.0
+"""Seconds between two questions for readiness; the first ones follow each other faster, as a start waits for them."""
+_PATIENCE = 5.0
+"""Seconds that a service has to say whether it is ready."""
+
+
+async def _always_ready() -> str:
+    return ""
+
+
+async def _nothing_to_drain(grace: float) -> None:
+    del grace
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a process serves.
+
+    `servicers` are instances of generated `*Servicer` classes. `ready` tells why requests can't be served, or "".
+    `authenticate` finds the tenant of a call. `endless` are methods ("/package.Service/Method") whose streams never end
+    by themselves, so a drain ends them with UNAVAILABLE. `drain` ends what the process serves beside gRPC, within the
+    given seconds, at the same time as gRPC's own calls.
+    """
+
+    address: str
+    servicers: Sequence[object]
+    ready: Callable[[], Awaitable[str]] = _always_ready
+    authenticate: Authenticate | None = None
+    endless: Sequence[str] = ()
+    drain: Callable[[float], Awaitable[None]] = _nothing_to_drain
+
+
+Build: TypeAlias = Callable[[Config], AbstractAsyncContextManager[Service]]
+
+
+def run(name: str, build: Build) -> None:
+    """Serves until SIGTERM or SIGINT, then exits: 0 after a clean end, 2 for a wrong configuration, else 1."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # we never fork; its hooks cost something on every call
+    try:
+        config = load()
+    except ConfigError as error:
+        sys.exit(_complaint(error))
+    set_up_logging(name, config.telemetry)
+    telemetry = set_up_telemetry(name, config.telemetry)
+    code = 1
+    try:
+        with asyncio.Runner(loop_factory=_new_loop()) as runner:
+            code = runner.run(_main(name, config, build, telemetry))
+    finally:
+        telemetry.shut_down()
+    sys.exit(code)
+
+
+def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Build:
+    """Serves the provider that `build` makes, as the adapter `name` of the configuration.
+
+    A provider that is itself a servicer of further services (embeddings, files, batches) serves those too.
+    """
+
+    @asynccontextmanager
+    async def build_service(config: Config) -> AsyncGenerator[Service]:
+        found = config.adapters.get(name)
+        if found is None:
+            known = ", ".join(config.adapters) or "none"
+            raise ConfigError([config.problem_at(f"adapters.{name}", f"is missing; there are: {known}")])
+        provider = build(config, found)
+        try:
+            servicers: list[object] = [ChatServicer(provider), ModelServicer(provider)]
+            if next(_served(provider), None) is not None:
+                servicers.append(provider)
+            yield Service(address=found.address, servicers=servicers, ready=provider.check)
+        finally:
+            await provider.close()
+
+    return build_service
+
+
+class _Stop:
+    """The wish to stop. While the service is being built it cancels the building; later it is waited for."""
+
+    def __init__(self) -> None:
+        self.wished = asyncio.Event()
+        self.building: asyncio.Task[Any] | None = asyncio.current_task()
+
+    def on_signal(self, name: str, number: signal.Signals) -> None:
+        if self.wished.is_set():
+            os._exit(128 + number)
+        _log.info("%s: stopping on %s", name, number.name)
+        self.wished.set()
+        if self.building is not None:
+            self.building.cancel()
+
+
+async def _main(name: str, config: Config, build: Build, telemetry: Telemetry) -> int:
+    """Exit code of the service. The first signal stops it in order, even while it is built; the second at once."""
+    stop = _Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.on_signal, name, number)
+    try:
+        await _serve(name, config, build, telemetry, stop)
+    except ConfigError as error:
+        return _complaint(error)
+    except _CannotListen as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 1
+    except asyncio.CancelledError:
+        if not stop.wished.is_set():
+            raise
+    except Exception:  # noqa: BLE001 - the end of the process: the log and the exit code are all that is left
+        _log.exception("%s: ended by an error", name)
+        return 1
+    _log.info("%s: stopped", name)
+    return 0
+
+
+async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, stop: _Stop) -> None:
+    async with build(config) as service:
+        stop.building = None
+        interceptor = MeshInterceptor(
+            authenticate=service.authenticate, endless=service.endless, spans=telemetry.enabled
+        )
+        server = grpc.aio.server(interceptors=(*telemetry.server_interceptors(), interceptor), options=_OPTIONS)
+        statuses = _health.aio.HealthServicer()
+        names = _register(server, (*service.servicers, statuses))
+        reflection.enable_server_reflection(
+            (*names, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name), server
+        )
+        await _set_all(statuses, names, ready=False)
+        _listen(server, service.address)
+        await server.start()
+        try:
+            _log.info("%s: listening on %s", name, service.address)
+            watch = asyncio.create_task(_watch_readiness(name, service, statuses, names))
+            try:
+                await stop.wished.wait()
+            finally:
+                watch.cancel()
+            await statuses.enter_graceful_shutdown()
+            await asyncio.sleep(_NOTICE)
+            interceptor.end_endless()
+            await asyncio.gather(_stop(server, interceptor, config.grace), service.drain(config.grace))
+        except BaseException:
+            await server.stop(0)
+            raise
+
+
+async def _stop(server: grpc.aio.Server, interceptor: MeshInterceptor, grace: float) -> None:
+    """Lets calls end by themselves for `grace` seconds, then ends those that are left."""
+    stopped = asyncio.ensure_future(server.stop(grace + _NOTICE))
+    await asyncio.wait((stopped,), timeout=grace)
+    interceptor.end_all()
+    await stopped
+
+
+async def _watch_readiness(name: str, service: Service, statuses: Any, names: Sequence[str]) -> None:
+    """Keeps health in step with what the service says of itself; every change is logged with its reason."""
+    last: str | None = None
+    pause = _POLL / 32
+    while True:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                reason = await service.ready()
+        except TimeoutError:
+            reason = f"it didn't say within {_PATIENCE:.0f} s whether it is ready"
+        except Exception as error:  # noqa: BLE001 - a broken check means not ready, and must not end the service
+            reason = f"its readiness check failed: {error}"
+        if reason != last:
+            if reason:
+                _log.warning("%s: not ready: %s", name, reason)
+            else:
+                _log.info("%s: ready", name)
+            if last is None or bool(reason) != bool(last):
+                await _set_all(statuses, names, ready=not reason)
+            last = reason
+        await asyncio.sleep(pause)
+        pause = min(_POLL, pause * 2)
+
+
+async def _set_all(statuses: Any, names: Sequence[str], *, ready: bool) -> None:
+    values = health_pb2.HealthCheckResponse
+    for name in ("", *names):
+        await statuses.set(name, values.SERVING if ready else values.NOT_SERVING)
+
+
+class _CannotListen(Exception):
+    pass
+
+
+def _listen(server: grpc.aio.Server, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    # gRPC's own failure logs three lines of C++ and names no reason, so the port is tried first.
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(target)
+            trial.listen(1)
+        server.add_insecure_port(address)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _CannotListen(f"can't listen on {address}: {reason}") from None
+
+
+def _register(server: grpc.aio.Server, servicers: Sequence[object]) -> list[str]:
+    """Registers every servicer with its generated function; returns the full names of the services."""
+    names: list[str] = []
+    for servicer in servicers:
+        found = list(_served(servicer))
+        if not found:
+            raise TypeError(f"{type(servicer).__name__} derives from no generated servicer")
+        for add, name in found:
+            add(servicer, server)
+            names.append(name)
+    return names
+
+
+def _served(servicer: object) -> Iterator[tuple[Callable[[object, grpc.aio.Server], None], str]]:
+    """What a servicer serves, found from its generated base in `x_pb2_grpc` and the descriptor beside it in `x_pb2`."""
+    for cls in type(servicer).__mro__:
+        if cls.__module__.endswith("_pb2_grpc") and cls.__name__.endswith("Servicer"):
+            generated = sys.modules[cls.__module__]
+            messages = sys.modules[cls.__module__.removesuffix("_grpc")]
+            service = messages.DESCRIPTOR.services_by_name[cls.__name__.removesuffix("Servicer")]
+            yield getattr(generated, f"add_{cls.__name__}_to_server"), service.full_name
+
+
+def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _complaint(error: ConfigError) -> int:
+    sys.stderr.write(f"{error}\n")
+    return 2

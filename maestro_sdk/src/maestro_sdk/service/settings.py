@@ -1,0 +1,518 @@
+"""The configuration of a mesh, parsed once into frozen types: defaults, then the file, then the environment.
+
+Every process reads the same file: the path in `MAESTRO_CONFIG`, else `./maestro.yaml`, else the defaults alone, which
+are a working mesh on loopback. `Config.to_yaml` writes a resolved configuration; secrets stay references all the way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from maestro_sdk.service.config_file import (
+    ConfigError,
+    Document,
+    Problem,
+    display_name,
+    escaped,
+    note_invalid,
+    overlay,
+    parse,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "Address",
+    "Config",
+    "ConfigError",
+    "ConfigPath",
+    "Duration",
+    "Problem",
+    "RouteConfig",
+    "Secret",
+    "Settings",
+    "Size",
+    "load",
+    "revealed",
+]
+
+FILE_VARIABLE = "MAESTRO_CONFIG"
+FILE_NAME = "maestro.yaml"
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_MODEL = re.compile(r"[a-z0-9][a-z0-9_.-]*/\S+")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SECRET_NAME = re.compile(r"(?:.*_)?(?:api_?key|secret|token|password)", re.IGNORECASE)
+_INLINE = "keys never stand in the file: use {env: NAME} or {file: PATH}"
+
+_revealed: set[str] = set()
+
+
+def revealed() -> frozenset[str]:
+    """The secrets that this process has read; logs leave them out."""
+    return frozenset(_revealed)
+
+
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    spans = _SPAN.findall(value)
+    if not spans or "".join(number + unit for number, unit in spans) != value:
+        raise ValueError(f"{value!r} is not a duration such as 250ms, 10s, 5m, 1h or 7d")
+    return sum(float(number) * _UNITS[unit] for number, unit in spans)
+
+
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", value)
+    if match is None or match[2].lower() not in _SIZES:
+        raise ValueError(f"{value!r} is not a size such as 3145728, 64MiB or 1GB")
+    return int(match[1]) * _SIZES[match[2].lower()]
+
+
+def _address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f"{value!r} is not an address such as 127.0.0.1:50051")
+    return value
+
+
+def _absolute(value: Path, info: ValidationInfo) -> Path:
+    base = cast("Mapping[str, Any]", info.context or {}).get("base", "")
+    return Path(base or Path.cwd()) / value.expanduser()
+
+
+def _model_name(value: str) -> str:
+    if not _MODEL.fullmatch(value):
+        raise ValueError(f"{value!r} is not a model such as anthropic/claude-sonnet-5-5")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
+"""Seconds; written as "250ms", "10s", "5m", "1h", "7d" or as a number of seconds."""
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+"""Bytes; written as a number or as "64MiB"."""
+Address = Annotated[str, AfterValidator(_address)]
+"""A TCP address, "host:port"."""
+ConfigPath = Annotated[Path, AfterValidator(_absolute)]
+"""A path; a relative one starts at the folder of the configuration file."""
+ModelName = Annotated[str, AfterValidator(_model_name)]
+"""A model as "provider/model"."""
+
+
+class Settings(BaseModel):
+    """Base of everything that is configured: frozen, and a name that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Secret(Settings):
+    """A reference to a key: the variable or the file that holds it. The key itself is read on use and never printed."""
+
+    env: str | None = None
+    file: ConfigPath | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_inline(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Secret):
+            raise ValueError(_INLINE)
+        return cast("Any", value)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("give either env or file")
+        return self
+
+    def get(self, env: Mapping[str, str] | None = None) -> str | None:
+        """The key; None when the variable is empty or unset, or the file is missing or empty."""
+        if self.file is not None:
+            try:
+                value = self.file.read_text().strip()
+            except OSError:
+                return None
+        else:
+            value = (os.environ if env is None else env).get(self.env or "", "").strip()
+        if len(value) >= 6:
+            _revealed.add(value)
+        return value or None
+
+
+class EnvironmentSwitch(Settings):
+    """Enabled when the variable is set and not empty."""
+
+    env: str
+
+
+class KeyConfig(Settings):
+    """One key of a tenant."""
+
+    tenant: str
+    key: Secret
+
+    @field_validator("tenant")
+    @classmethod
+    def _check_tenant(cls, value: str) -> str:
+        if not _TENANT.fullmatch(value):
+            raise ValueError(f"{value!r} is not a tenant: letters, digits, - and _, 64 at most")
+        return value
+
+
+class GatewayConfig(Settings):
+    """The gateway's own addresses and limits. `ping` is the pause after which an idle stream gets a sign of life."""
+
+    address: Address = "127.0.0.1:50051"
+    websocket: Address = "127.0.0.1:8081"
+    keys: tuple[KeyConfig, ...] = (KeyConfig(tenant="development", key=Secret(env="MAESTRO_KEY")),)
+    max_body: Size = 3 * 2**20
+    ping: Annotated[Duration, Field(gt=0)] = 15.0
+
+
+class BreakerConfig(Settings):
+    """When a backend is left alone, and for how long."""
+
+    consecutive_failures: Annotated[int, Field(ge=1)] = 5
+    minimum_calls: Annotated[int, Field(ge=1)] = 10
+    failure_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    window: Annotated[Duration, Field(gt=0)] = 30.0
+    open_time: Annotated[Duration, Field(gt=0)] = 10.0
+    quota_open_time: Annotated[Duration, Field(gt=0)] = 300.0
+    half_open_calls: Annotated[int, Field(ge=1)] = 1
+
+
+class RouterConfig(Settings):
+    """The router's address; `refresh` is the pause between two readings of the adapters' models."""
+
+    address: Address = "127.0.0.1:50052"
+    refresh: Annotated[Duration, Field(gt=0)] = 30.0
+    breaker: BreakerConfig = BreakerConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a setting came from. It takes no part in comparisons: two files that say the same are equal."""
+
+    document: Document = field(default_factory=Document, compare=False)
+    path: tuple[str, ...] = field(default=(), compare=False)
+    base: str = field(default="", compare=False)
+
+
+class AdapterConfig(Settings):
+    """How to reach an adapter. `module` is what `maestro up` starts; without it the adapter runs elsewhere."""
+
+    module: str | None = None
+    address: Address
+    enabled: bool | EnvironmentSwitch = True
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any], repr=False)
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    @field_validator("enabled", mode="wrap")
+    @classmethod
+    def _check_enabled(cls, value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError("must be true, false or {env: NAME}") from None
+
+    def is_enabled(self, env: Mapping[str, str] | None = None) -> bool:
+        """Whether the adapter takes part in the mesh."""
+        if isinstance(self.enabled, EnvironmentSwitch):
+            return bool((os.environ if env is None else env).get(self.enabled.env, "").strip())
+        return self.enabled
+
+    def settings_as(self, model: type[SettingsT]) -> SettingsT:
+        """The adapter's own settings as its frozen model. Raises `ConfigError` with file and line of every problem."""
+        origin = self._origin
+        try:
+            return model.model_validate(self.settings, context={"base": origin.base})
+        except ValidationError as error:
+            found = Document(places=origin.document.places)
+            note_invalid(found, error, model, (*origin.path, "settings"))
+            raise found.error() from None
+
+
+class TargetConfig(Settings):
+    """One model of a route; `weight` is its share under the strategy `weighted`."""
+
+    model: ModelName
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_text(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class RouteConfig(Settings):
+    """How requests for a name are spread over models."""
+
+    strategy: Literal["fallback", "weighted"] = "fallback"
+    targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    first_event_timeout: Annotated[Duration, Field(gt=0)] = 60.0
+    idle_timeout: Annotated[Duration, Field(gt=0)] = 60.0
+    total_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+
+
+class NatsConfig(Settings):
+    """The NATS server."""
+
+    url: str = "nats://127.0.0.1:4222"
+
+
+class EventsConfig(Settings):
+    """Lifecycle events: most that wait in memory, most bytes that wait on the disk, time that the stream keeps them."""
+
+    queue: Annotated[int, Field(ge=16)] = 10000
+    spool: Size = 64 * 2**20
+    retention: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
+
+
+class EnvoyConfig(Settings):
+    """Envoy's addresses and the folder of its configuration."""
+
+    address: Address = "127.0.0.1:8080"
+    admin: Address = "127.0.0.1:9901"
+    directory: ConfigPath = Path("envoy")
+
+
+class TelemetryConfig(Settings):
+    """Logs, and traces where an endpoint is given."""
+
+    otlp_endpoint: str = Field(default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+
+DEFAULTS = """\
+adapters:
+  claude:
+    module: maestro_adapter_claude
+    address: 127.0.0.1:50061
+    enabled: {env: ANTHROPIC_API_KEY}
+    settings: {api_key: {env: ANTHROPIC_API_KEY}, base_url: "${ANTHROPIC_BASE_URL:-https://api.anthropic.com}"}
+  openai:
+    module: maestro_adapter_openai
+    address: 127.0.0.1:50062
+    enabled: {env: OPENAI_API_KEY}
+    settings: {api_key: {env: OPENAI_API_KEY}, base_url: "${OPENAI_BASE_URL:-https://api.openai.com/v1}"}
+  local:
+    module: maestro_adapter_local
+    address: 127.0.0.1:50065
+    enabled: true
+    settings: {offline: {pace: 0, script: null}, servers: []}
+routes:
+  default:
+    strategy: fallback
+    targets: [anthropic/claude-sonnet-5-5, openai/gpt-6.2-sol, openai/gpt-6-luna, local/offline]
+aliases: {fast: local/offline}
+"""
+"""What stands in for a section that the file doesn't have."""
+
+
+class Config(Settings):
+    """A whole configuration. Paths are absolute, durations are seconds, sizes are bytes."""
+
+    version: Literal[1] = 1
+    base: Path = Field(default_factory=Path.cwd)
+    data: ConfigPath = Path(".maestro")
+    gateway: GatewayConfig = GatewayConfig()
+    router: RouterConfig = RouterConfig()
+    adapters: dict[str, AdapterConfig]
+    routes: dict[str, RouteConfig]
+    aliases: dict[str, str]
+    nats: NatsConfig = NatsConfig()
+    events: EventsConfig = EventsConfig()
+    envoy: EnvoyConfig = Field(default_factory=EnvoyConfig)
+    telemetry: TelemetryConfig = TelemetryConfig()
+    grace: Duration = 30.0
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    def enabled_adapters(self, env: Mapping[str, str] | None = None) -> dict[str, AdapterConfig]:
+        """The adapters that take part, by name."""
+        return {name: adapter for name, adapter in self.adapters.items() if adapter.is_enabled(env)}
+
+    def resolve(self, name: str) -> str:
+        """What an alias stands for at the end of its chain: a route or "provider/model"; any other name is itself."""
+        while name in self.aliases:
+            name = self.aliases[name]
+        return name
+
+    def replaced(self, values: Mapping[str, Any]) -> Config:
+        """The configuration with other values at dotted paths, such as "gateway.address". Raises `ConfigError`."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        for path, value in values.items():
+            *above, last = path.split(".")
+            target = data
+            for name in above:
+                target = target.setdefault(name, {})
+            target[last] = value
+        return _validated(Document(data, dict(self._origin.document.places)))
+
+    def to_yaml(self) -> str:
+        """The configuration as a file that gives the same again, wherever it is put.
+
+        Secrets stay references, but each `${NAME}` has its value: keep the file private.
+        """
+        return yaml.safe_dump(
+            escaped(self.model_dump(mode="json", exclude_none=True)), sort_keys=False, allow_unicode=True
+        )
+
+    def problem_at(self, path: str, message: str) -> Problem:
+        """A problem at a dotted path, with its place in the file."""
+        parts = tuple(path.split("."))
+        return Problem(self._origin.document.place(parts), path, message)
+
+
+def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Config:
+    """The configuration of this process.
+
+    It is the file `path`, else the one that `MAESTRO_CONFIG` names, else `./maestro.yaml`, else the defaults alone.
+    Raises `ConfigError` with every problem at once.
+    """
+    if path is None and env.get(FILE_VARIABLE):
+        path = Path(env[FILE_VARIABLE])
+    elif path is None and Path(FILE_NAME).is_file():
+        path = Path(FILE_NAME)
+    if path is None:
+        document = parse("", "defaults", env)
+        base = Path.cwd()
+    else:
+        name = display_name(path)
+        try:
+            document = parse(path.read_text(encoding="utf-8"), name, env)
+        except FileNotFoundError:
+            raise ConfigError([Problem(name, "", "there is no such file")]) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([Problem(name, "", f"can't be read: {error}")]) from None
+        base = path.resolve().parent
+    document.data = {name: value for name, value in document.data.items() if value is not None}
+    fallback = parse(DEFAULTS, "defaults", env)
+    for section, value in fallback.data.items():
+        if section not in document.data:
+            document.data[section] = value
+            document.places |= {at: place for at, place in fallback.places.items() if at[:1] == (section,)}
+    document.data["base"] = str((base / str(document.data.get("base", ""))).resolve())
+    overlay(document, env)
+    return _validated(document)
+
+
+def _validated(document: Document) -> Config:
+    base = str(document.data.get("base", ""))
+    config = None
+    try:
+        config = Config.model_validate(document.data, context={"base": base})
+    except ValidationError as error:
+        note_invalid(document, error, Config)
+    adapters = document.data.get("adapters")
+    for path, value in _leaves(adapters, ("adapters",)):
+        if len(path) > 3 and path[2] == "settings" and value and isinstance(value, str) and _is_secret_name(path[-1]):
+            document.add(path, _INLINE)
+    if config is not None:
+        for path, message in _contradictions(config):
+            document.add(path, message)
+    if config is None or document.problems:
+        raise document.error()
+    config._origin = _Origin(document, (), base)  # pyright: ignore[reportPrivateUsage]
+    for name, adapter in config.adapters.items():
+        adapter._origin = _Origin(document, ("adapters", name), base)  # pyright: ignore[reportPrivateUsage]
+    return config
+
+
+def _contradictions(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What no single field shows: clashes and cycles of names, weights that choose nothing, things used twice."""
+    for name in config.adapters:
+        if not _NAME.fullmatch(name):
+            yield ("adapters", name), f"{name!r} is not a name"
+    for name, route in config.routes.items():
+        if not _NAME.fullmatch(name):
+            yield ("routes", name), f"{name!r} is not a name: a route has no slash and no space"
+        if route.strategy == "weighted" and not any(target.weight for target in route.targets):
+            yield ("routes", name, "targets"), "the weights are all 0, so nothing would ever be chosen"
+        for model, count in Counter(target.model for target in route.targets).items():
+            if count > 1:
+                yield ("routes", name, "targets"), f"{model} stands {count} times"
+    yield from _wrong_aliases(config)
+    for index, entry in enumerate(config.gateway.keys):
+        earlier = next((i for i, other in enumerate(config.gateway.keys[:index]) if other.key == entry.key), None)
+        if earlier is not None:
+            source = entry.key.env or entry.key.file
+            yield ("gateway", "keys", index, "key"), f"{source} is the key of gateway.keys[{earlier}] already"
+    owners: dict[str, str] = {}
+    for path, address in _addresses(config):
+        if address in owners and not address.endswith(":0"):
+            yield path, f"{address} is the address of {owners[address]} already"
+        owners.setdefault(address, ".".join(path))
+
+
+def _addresses(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    yield ("gateway", "address"), config.gateway.address
+    yield ("gateway", "websocket"), config.gateway.websocket
+    yield ("router", "address"), config.router.address
+    for name, adapter in config.adapters.items():
+        yield ("adapters", name, "address"), adapter.address
+    yield ("envoy", "address"), config.envoy.address
+    yield ("envoy", "admin"), config.envoy.admin
+
+
+def _wrong_aliases(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for name, target in config.aliases.items():
+        path = ("aliases", name)
+        if not _NAME.fullmatch(name):
+            yield path, f"{name!r} is not a name: an alias has no slash and no space"
+        if name in config.routes:
+            yield path, "is the name of a route too"
+        chain = [name]
+        while target in config.aliases and target not in chain:
+            chain.append(target)
+            target = config.aliases[target]  # noqa: PLW2901 - following the chain to its end
+        if target in chain:
+            yield path, f"goes round in a circle: {' → '.join([*chain, target])}"
+        elif target not in config.routes and not _MODEL.fullmatch(target):
+            known = ", ".join(sorted({*config.routes, *config.aliases} - {name})) or "none"
+            yield path, f"{target!r} is neither provider/model nor a route or alias; there are: {known}"
+
+
+def _is_secret_name(name: str | int) -> bool:
+    return isinstance(name, str) and _SECRET_NAME.fullmatch(name) is not None
+
+
+def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    if isinstance(value, dict):
+        for key, below in cast("dict[str, Any]", value).items():
+            yield from _leaves(below, (*path, key))
+    elif isinstance(value, list):
+        for index, below in enumerate(cast("list[Any]", value)):
+            yield from _leaves(below, (*path, index))
+    else:
+        yield path, value

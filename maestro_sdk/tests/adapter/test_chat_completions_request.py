@@ -1,0 +1,309 @@
+"""From the contract to the chat-completions wire: what dialects change, what is refused and where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from maestro.llm.v1.chat_pb2 import ChatRequest
+from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
+from maestro_sdk.adapter.chat_completions import Dialect, to_wire
+from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
+
+LOCAL = Dialect(provider="local")
+TOOLS = [{"name": "one"}, {"name": "two"}]
+
+
+def request(*parts: dict[str, Any], role: str = "ROLE_USER", **fields: Any) -> ChatRequest:
+    content = list(parts) or [{"text": {"text": "hi"}}]
+    return ParseDict({"model": "local/m", "messages": [{"role": role, "parts": content}], **fields}, ChatRequest())
+
+
+def body(asked: ChatRequest, dialect: Dialect = LOCAL, *, stream: bool = False) -> dict[str, Any]:
+    wire = to_wire(asked, dialect, stream=stream)
+    assert list(wire.warnings) == []
+    return orjson.loads(wire.encode())
+
+
+def test_nothing_unset_is_sent() -> None:
+    assert body(request()) == {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("model", "wire"), [("local/m", "m"), ("m", "m"), ("other/m", "other/m"), ("local/a/b", "a/b")]
+)
+def test_model_name(model: str, wire: str) -> None:
+    asked = request()
+    asked.model = model
+    assert body(asked)["model"] == wire
+
+
+def test_zero_is_a_value() -> None:
+    sent = body(request(temperature=0.0, top_p=0.0, seed=0))
+    assert (sent["temperature"], sent["top_p"], sent["seed"]) == (0.0, 0.0, 0)
+
+
+def test_stream_options() -> None:
+    assert body(request(), stream=True)["stream_options"] == {"include_usage": True}
+    bare = body(request(), replace(LOCAL, stream_options={}), stream=True)
+    assert bare["stream"] is True
+    assert "stream_options" not in bare
+
+
+def test_names_of_fields_are_the_dialects() -> None:
+    dialect = replace(LOCAL, max_tokens="max_completion_tokens", system_role="developer")
+    sent = body(request(max_tokens=5, system="Be brief."), dialect)
+    assert sent["max_completion_tokens"] == 5
+    assert sent["messages"][0] == {"role": "developer", "content": "Be brief."}
+    assert body(request(max_tokens=5))["max_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("choice", "sent", "names"),
+    [
+        (None, None, ["one", "two"]),
+        ({}, None, ["one", "two"]),
+        ({"mode": 1}, "auto", ["one", "two"]),
+        ({"mode": 2}, "none", ["one", "two"]),
+        ({"mode": 3}, "required", ["one", "two"]),
+        ({"mode": 4, "names": ["two"]}, {"type": "function", "function": {"name": "two"}}, ["one", "two"]),
+        ({"names": ["two"]}, "auto", ["two"]),
+        ({"mode": 3, "names": ["one"]}, "required", ["one"]),
+        ({"mode": 2, "names": ["one"]}, "none", ["one", "two"]),
+    ],
+)
+def test_tool_choice(choice: dict[str, Any] | None, sent: object, names: list[str]) -> None:
+    fields: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
+    wire = body(request(tools=TOOLS, **fields))
+    assert wire.get("tool_choice") == sent
+    assert [tool["function"]["name"] for tool in wire["tools"]] == names
+
+
+def test_tool_choice_of_a_server_without_one() -> None:
+    dialect = replace(LOCAL, tool_choice=False)
+    assert "tools" not in body(request(tools=TOOLS, tool_choice={"mode": 2}), dialect)
+    assert [
+        tool["function"]["name"]
+        for tool in body(request(tools=TOOLS, tool_choice={"names": ["two"]}), dialect)["tools"]
+    ] == ["two"]
+    wire = to_wire(request(tools=TOOLS, tool_choice={"mode": 3}), dialect)
+    assert [warning.field for warning in wire.warnings] == ["tool_choice.mode"]
+    assert "tool_choice" not in wire.body
+
+
+def test_tools_bound_to_an_effort() -> None:
+    dialect = replace(LOCAL, tools_effort="none")
+    assert body(request(tools=TOOLS), dialect)["reasoning_effort"] == "none"
+    assert (
+        body(request(tools=TOOLS, reasoning={"effort": "REASONING_EFFORT_OFF"}), dialect)["reasoning_effort"] == "none"
+    )
+    assert body(request(reasoning={"effort": "REASONING_EFFORT_LOW"}), dialect)["reasoning_effort"] == "low"
+    wire = to_wire(request(tools=TOOLS, reasoning={"effort": "REASONING_EFFORT_LOW"}), dialect)
+    assert (wire.body["reasoning_effort"], [warning.field for warning in wire.warnings]) == (
+        "none",
+        ["reasoning.effort"],
+    )
+
+
+# Everything that a bare server can't take: not sent and told, or refused under `strict`.
+NOTHING = Dialect(
+    provider="local",
+    temperature=False,
+    seed=False,
+    stop_limit=0,
+    logprobs=False,
+    efforts={},
+    strict_tools=False,
+    parallel_tool_calls=False,
+    json_object=False,
+    json_schema=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"temperature": 0.5}, "temperature"),
+        ({"top_p": 0.5}, "top_p"),
+        ({"seed": 1}, "seed"),
+        ({"stop": ["x"]}, "stop[0]"),
+        ({"logprobs": {}}, "logprobs"),
+        ({"reasoning": {"effort": "REASONING_EFFORT_HIGH"}}, "reasoning.effort"),
+        ({"reasoning": {"budget_tokens": 5}}, "reasoning.budget_tokens"),
+        ({"response_format": {"json": {}}}, "response_format.json"),
+        ({"response_format": {"json_schema": {"schema": "{}"}}}, "response_format.json_schema"),
+        ({"tools": [{"name": "f", "strict": True}]}, "tools[0].strict"),
+        ({"tools": TOOLS, "tool_choice": {"parallel": False}}, "tool_choice.parallel"),
+        ({"cache": {}}, "cache"),
+    ],
+)
+def test_unsupported_parameter(fields: dict[str, Any], path: str) -> None:
+    wire = to_wire(request(**fields), NOTHING)
+    assert [(warning.code, warning.field) for warning in wire.warnings] == [("unsupported_parameter", path)]
+    assert set(wire.body) <= {"model", "messages", "tools"}
+    with pytest.raises(UnsupportedParameter) as caught:
+        to_wire(request(**fields, strict=True), NOTHING)
+    assert [violation.field for violation in caught.value.violations] == [path]
+
+
+def test_a_model_that_never_reasons_obeys_off() -> None:
+    assert "reasoning_effort" not in body(request(reasoning={"effort": "REASONING_EFFORT_OFF"}), NOTHING)
+
+
+def test_stop_texts_beyond_the_limit_are_told() -> None:
+    wire = to_wire(request(stop=["a", "b", "c", "d", "e"]), LOCAL)
+    assert wire.body["stop"] == ["a", "b", "c", "d"]
+    assert [warning.field for warning in wire.warnings] == ["stop[4]"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "path"),
+    [
+        (
+            request({"audio": {"data": "AAAA", "mime_type": "audio/wav"}}),
+            UnsupportedParameter,
+            "messages[0].parts[0].audio",
+        ),
+        (request({"document": {"url": "https://e.x/a.pdf"}}), UnsupportedParameter, "messages[0].parts[0].document"),
+        (request({"image": {"file_id": "f"}}), UnsupportedParameter, "messages[0].parts[0].image.file_id"),
+        (request({"image": {"url": "gs://b/o"}}), UnsupportedParameter, "messages[0].parts[0].image.url"),
+        (request({"image": {"data": "AAAA"}}), InvalidRequest, "messages[0].parts[0].image.mime_type"),
+        (request({"tool_result": {"call_id": "c"}}), InvalidRequest, "messages[0].parts[0].tool_result"),
+        (request({"tool_call": {"call_id": "c", "name": "f"}}), InvalidRequest, "messages[0].parts[0].tool_call"),
+        (request({}), InvalidRequest, "messages[0].parts[0]"),
+        (request({"opaque": {"json": "{}"}}), InvalidRequest, "messages[0].parts[0].origin"),
+        (
+            request({"opaque": {"json": "{"}, "origin": {"provider": "local"}}),
+            InvalidRequest,
+            "messages[0].parts[0].opaque.json",
+        ),
+        (request(role="ROLE_TOOL"), InvalidRequest, "messages[0].parts[0].text"),
+        (request(role="ROLE_UNSPECIFIED"), InvalidRequest, "messages[0].role"),
+        (
+            request({"image": {"url": "https://e.x"}}, role="ROLE_ASSISTANT"),
+            UnsupportedParameter,
+            "messages[0].parts[0].image",
+        ),
+        (
+            request({"text": {"text": "a"}}, {"tool_result": {"call_id": "c"}}, role="ROLE_ASSISTANT"),
+            InvalidRequest,
+            "messages[0].parts[1].tool_result",
+        ),
+        (
+            request(
+                {
+                    "tool_result": {
+                        "call_id": "c",
+                        "parts": [{"text": {"text": "a"}}, {"image": {"url": "https://e.x"}}],
+                    }
+                },
+                role="ROLE_TOOL",
+            ),
+            UnsupportedParameter,
+            "messages[0].parts[0].tool_result.parts[1].image",
+        ),
+        (request(tools=[{"name": "f", "input_schema": "{"}]), InvalidRequest, "tools[0].input_schema"),
+        (request(tools=[{"name": "f", "input_schema": "[]"}]), InvalidRequest, "tools[0].input_schema"),
+        (
+            request(response_format={"json_schema": {"schema": "no"}}),
+            InvalidRequest,
+            "response_format.json_schema.schema",
+        ),
+        (request(tool_choice={"mode": 3}), InvalidRequest, "tool_choice.mode"),
+        (request(tools=TOOLS, tool_choice={"mode": 4}), InvalidRequest, "tool_choice.names"),
+        (
+            request(tools=TOOLS, tool_choice={"mode": 3, "names": ["one", "six"]}),
+            InvalidRequest,
+            "tool_choice.names[1]",
+        ),
+        (request(provider_options={"local": {"n": 2}}), InvalidRequest, "provider_options.local.n"),
+        (request(provider_options={"local": {"stream": True}}), InvalidRequest, "provider_options.local.stream"),
+        (request(provider_options={"local": {"model": "x"}}), InvalidRequest, "provider_options.local.model"),
+    ],
+)
+def test_refused_with_its_path(asked: ChatRequest, error: type[InvalidRequest], path: str) -> None:
+    with pytest.raises(error) as caught:
+        to_wire(asked, LOCAL)
+    assert type(caught.value) is error
+    assert [violation.field for violation in caught.value.violations] == [path]
+    assert caught.value.message.startswith(path)
+
+
+def test_tools_that_a_model_cannot_call_are_refused() -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        to_wire(request(tools=TOOLS), replace(LOCAL, tools=False))
+    assert [violation.field for violation in caught.value.violations] == ["tools"]
+
+
+def test_tool_names_of_a_dialect() -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        to_wire(request(tools=[{"name": "a"}, {"name": "files.read"}]), replace(LOCAL, tool_name_pattern="[a-z]+"))
+    assert [violation.field for violation in caught.value.violations] == ["tools[1].name"]
+
+
+def test_content_that_dialects_may_take() -> None:
+    dialect = replace(LOCAL, audio=True, documents=True)
+    content = body(
+        request(
+            {"audio": {"data": "AAAA", "mime_type": "audio/mpeg"}},
+            {"document": {"data": "AAAA", "mime_type": "application/pdf"}},
+        ),
+        dialect,
+    )["messages"][0]["content"]
+    assert content == [
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}},
+        {"type": "file", "file": {"filename": "document.pdf", "file_data": "data:application/pdf;base64,AAAA"}},
+    ]
+
+
+def test_opaque_content_goes_back_to_its_maker_byte_by_byte() -> None:
+    own = {"opaque": {"json": '{"type": "x",  "n": 1.0}'}, "origin": {"provider": "local", "api": "chat_completions"}}
+    assert (
+        b'[{"type":"text","text":"a"},{"type": "x",  "n": 1.0}]'
+        in to_wire(request({"text": {"text": "a"}}, own), LOCAL).encode()
+    )
+    foreign = {**own, "origin": {"provider": "anthropic"}}
+    wire = to_wire(request({"text": {"text": "a"}}, foreign), LOCAL)
+    assert wire.body["messages"] == [{"role": "user", "content": "a"}]
+    assert [(warning.code, warning.field) for warning in wire.warnings] == [
+        ("foreign_content_dropped", "messages[0].parts[1].opaque")
+    ]
+
+
+def test_reasoning_goes_back_only_to_its_maker_and_only_where_wanted() -> None:
+    own = {"reasoning": {"text": "hm"}, "origin": {"provider": "local"}}
+    foreign = {"reasoning": {"text": "aha"}, "origin": {"provider": "anthropic"}, "provider_state": "AAAA"}
+    asked = request(own, foreign, {"text": {"text": "a"}}, role="ROLE_ASSISTANT")
+    assert body(asked)["messages"] == [{"role": "assistant", "content": "a"}]
+    assert body(asked, replace(LOCAL, reasoning_echo="reasoning_content"))["messages"] == [
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    ]
+    assert body(request(foreign, role="ROLE_ASSISTANT"))["messages"] == []
+
+
+def test_refusal_as_text_where_the_wire_has_no_refusals() -> None:
+    asked = request({"refusal": {"text": "no"}}, role="ROLE_ASSISTANT")
+    assert body(asked)["messages"] == [{"role": "assistant", "content": "no"}]
+
+
+def test_options_are_merged_and_whole_numbers_are_whole() -> None:
+    options = {
+        "local": {"top_k": 40, "min_p": 0.5, "structured_outputs": {"choice": ["a", 1]}, "x": None},
+        "other": {"y": 1},
+    }
+    encoded = to_wire(request(temperature=1, provider_options=options), LOCAL).encode()
+    assert encoded.endswith(
+        b'"temperature":1.0,"min_p":0.5,"structured_outputs":{"choice":["a",1]},"top_k":40,"x":null}'
+    )
+
+
+def test_dialect_of_a_model_follows_its_features() -> None:
+    bare = LOCAL.for_model(Model(name="m"))
+    assert (bare.temperature, bare.seed, bare.stop_limit, bare.logprobs, bare.efforts) == (False, False, 0, False, {})
+    assert (bare.tools, bare.images, bare.json_schema, bare.tool_choice) == (False, False, False, False)
+    every = [FeatureSupport(feature=value, support=Support.SUPPORT_NATIVE) for value in Feature.values()]
+    assert LOCAL.for_model(Model(name="m", features=every)) == LOCAL
