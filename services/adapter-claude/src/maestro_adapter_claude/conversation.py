@@ -1,0 +1,238 @@
+"""The messages of a conversation as Anthropic's content blocks."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from binascii import b2a_base64
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from maestro.llm.v1.chat_pb2 import ChatRequest
+from maestro.llm.v1.message_pb2 import DocumentPart, ImageDetail, ImagePart, Part, Role, ToolResultPart
+from maestro_adapter_claude.models import PROVIDER
+from maestro_adapter_claude.notes import Notes
+from maestro_adapter_claude.tools import json_object
+from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
+
+if TYPE_CHECKING:
+    # Importing the SDK takes seconds and 85 MB, so only the type checker does.
+    from anthropic.types import (
+        CacheControlEphemeralParam,
+        DocumentBlockParam,
+        ImageBlockParam,
+        ToolResultBlockParam,
+    )
+
+API = "messages"
+"""`origin.api` of the parts that this wire makes."""
+
+_IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_WRONG_IN_ID = re.compile(r"[^a-zA-Z0-9_-]")
+_NOT_CACHEABLE = frozenset({"thinking", "redacted_thinking"})
+_ONLY_USER = frozenset({"image", "document", "tool_result"})
+_ONLY_ASSISTANT = frozenset({"tool_call", "reasoning", "refusal", "opaque"})
+
+Block = dict[str, Any]
+Place = tuple[int, ...]
+"""Where a part stands: message, part, and inside a tool result the inner part."""
+
+
+def to_messages(
+    request: ChatRequest,
+    model: str,
+    tool_names: Mapping[str, str],
+    cached: Collection[int],
+    cache_control: CacheControlEphemeralParam,
+    notes: Notes,
+) -> list[dict[str, Any]]:
+    """The messages. `cached` are the positions of those that end with `cache_control`.
+
+    Turns of the same side are joined: the results of parallel calls have to stand in one.
+    """
+    blocks = _Blocks(model, tool_names, notes)
+    messages: list[dict[str, Any]] = []
+    for number, message in enumerate(request.messages):
+        assistant = message.role == Role.ROLE_ASSISTANT
+        content: list[Any] = []
+        for position, part in enumerate(message.parts):
+            block = blocks.make(part, (number, position), assistant)
+            if block is not None:
+                content.append(block)
+        if number in cached:
+            _mark(content, cache_control)
+        if not content:
+            continue
+        role = "assistant" if assistant else "user"
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += content
+        else:
+            messages.append({"role": role, "content": content})
+    if not messages:
+        raise InvalidRequest.at("messages", "nothing in them can be sent: no text, no content")
+    return messages
+
+
+class _Blocks:
+    """Makes the content blocks of one request."""
+
+    def __init__(self, model: str, tool_names: Mapping[str, str], notes: Notes) -> None:
+        self._model = model
+        self._tool_names = tool_names
+        self._notes = notes
+
+    def make(self, part: Part, place: Place, assistant: bool) -> Any:
+        """One content block, or None for a part that is dropped: empty text, another provider's own state."""
+        kind = part.WhichOneof("kind")
+        if kind in (_ONLY_USER if assistant else _ONLY_ASSISTANT):
+            whose = "the assistant's" if assistant else "the user's"
+            raise _unsupported(place, kind, f"can't stand in {whose} turn")
+        match kind:
+            case "text":
+                # The wire refuses text without content.
+                return {"type": "text", "text": part.text.text} if part.text.text.strip() else None
+            case "tool_call":
+                call = part.tool_call
+                return {
+                    "type": "tool_use",
+                    "id": _wire_id(call.call_id),
+                    "name": self._tool_names.get(call.name, call.name),
+                    "input": _arguments(call.arguments_json, place),
+                }
+            case "tool_result":
+                return self._result(part.tool_result, place)
+            case "image":
+                return self._image(part.image, place)
+            case "document":
+                return _document(part.document, place)
+            case "reasoning":
+                if not self._ours(part) or not part.HasField("provider_state"):
+                    return None
+                state = _text(part.provider_state, f"{_path(place)}.provider_state")
+                if part.reasoning.redacted:
+                    return {"type": "redacted_thinking", "data": state}
+                return {"type": "thinking", "thinking": part.reasoning.text, "signature": state}
+            case "refusal":
+                return {"type": "text", "text": part.refusal.text} if part.refusal.text.strip() else None
+            case "opaque":
+                if not self._ours(part):
+                    return None
+                if json_object(part.opaque.json) is None:
+                    raise InvalidRequest.at(f"{_path(place)}.opaque.json", "is not a JSON object")
+                return orjson.Fragment(part.opaque.json)
+            case _:
+                raise _unsupported(place, kind, "can't be sent to Claude")
+
+    def _result(self, result: ToolResultPart, place: Place) -> ToolResultBlockParam:
+        content: list[Any] = []
+        for position, inner in enumerate(result.parts):
+            at = (*place, position)
+            match kind := inner.WhichOneof("kind"):
+                case "text":
+                    if inner.text.text.strip():
+                        content.append({"type": "text", "text": inner.text.text})
+                case "image":
+                    content.append(self._image(inner.image, at))
+                case "document":
+                    content.append(_document(inner.document, at))
+                case _:
+                    raise _unsupported(at, kind, "can't stand in a tool result for Claude")
+        block: ToolResultBlockParam = {"type": "tool_result", "tool_use_id": _wire_id(result.call_id)}
+        if content:
+            block["content"] = content
+        if result.is_error:
+            block["is_error"] = True
+        return block
+
+    def _image(self, image: ImagePart, place: Place) -> ImageBlockParam:
+        if image.detail in {ImageDetail.IMAGE_DETAIL_LOW, ImageDetail.IMAGE_DETAIL_HIGH}:
+            self._notes.unsupported(f"{_path(place)}.image.detail", "the provider chooses the resolution")
+        match image.WhichOneof("source"):
+            case "data":
+                if image.mime_type not in _IMAGE_TYPES:
+                    message = f"is {image.mime_type!r}, not one of {', '.join(sorted(_IMAGE_TYPES))}"
+                    raise _unsupported(place, "image.mime_type", message)
+                source: Any = {"type": "base64", "media_type": image.mime_type, "data": _base64(image.data)}
+            case "url":
+                source = {"type": "url", "url": _url(image.url, place, "image")}
+            case _:
+                source = {"type": "file", "file_id": image.file_id}
+        return {"type": "image", "source": source}
+
+    def _ours(self, part: Part) -> bool:
+        """Whether this wire and model made the part: newer models refuse reasoning that another one signed."""
+        origin = part.origin
+        return origin.provider == PROVIDER and origin.api in {"", API} and origin.model in {"", self._model}
+
+
+def _document(document: DocumentPart, place: Place) -> DocumentBlockParam:
+    source: Any
+    match document.WhichOneof("source"):
+        case "data" if document.mime_type == "application/pdf":
+            source = {"type": "base64", "media_type": "application/pdf", "data": _base64(document.data)}
+        case "data" if document.mime_type.startswith("text/"):
+            text = _text(document.data, f"{_path(place)}.document.data")
+            source = {"type": "text", "media_type": "text/plain", "data": text}
+        case "data":
+            found = document.mime_type or "empty"
+            raise _unsupported(place, "document.mime_type", f"is {found!r}, not application/pdf or text/*")
+        case "url":
+            source = {"type": "url", "url": _url(document.url, place, "document")}
+        case _:
+            source = {"type": "file", "file_id": document.file_id}
+    block: DocumentBlockParam = {"type": "document", "source": source}
+    if document.title:
+        block["title"] = document.title
+    return block
+
+
+def _arguments(text: str, place: Place) -> Any:
+    if not text.strip():
+        return {}
+    if json_object(text) is None:
+        raise InvalidRequest.at(f"{_path(place)}.tool_call.arguments_json", "is not a JSON object")
+    # As the model wrote them: parsing and printing again would change large numbers.
+    return orjson.Fragment(text)
+
+
+def _wire_id(call_id: str) -> str:
+    """The id of a call as the wire takes it: other providers use characters that it refuses. One id gives one id."""
+    if not _WRONG_IN_ID.search(call_id):
+        return call_id
+    return f"{_WRONG_IN_ID.sub('_', call_id)}_{zlib.crc32(call_id.encode()):08x}"
+
+
+def _mark(content: list[Any], control: CacheControlEphemeralParam) -> None:
+    for block in reversed(content):
+        if isinstance(block, dict) and cast("Block", block)["type"] not in _NOT_CACHEABLE:
+            block["cache_control"] = control
+            return
+
+
+def _url(url: str, place: Place, kind: str) -> str:
+    if not url.startswith("https://"):
+        raise _unsupported(place, f"{kind}.url", "is not an https address, and Claude loads no other")
+    return url
+
+
+def _base64(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode("ascii")
+
+
+def _text(data: bytes, path: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest.at(path, "is not UTF-8 text") from error
+
+
+def _path(place: Place) -> str:
+    path = f"messages[{place[0]}].parts[{place[1]}]"
+    return path if len(place) == 2 else f"{path}.tool_result.parts[{place[2]}]"
+
+
+def _unsupported(place: Place, what: str | None, message: str) -> UnsupportedParameter:
+    field_path = f"{_path(place)}.{what or 'kind'}"
+    return UnsupportedParameter(f"{field_path}: {message}", violations=[Violation(field_path, message)])

@@ -1,0 +1,139 @@
+"""Tools and the rule for calling them, as Anthropic's wire has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from maestro.llm.v1.chat_pb2 import ChatRequest, Tool, ToolChoiceMode
+from maestro_adapter_claude.models import ClaudeModel
+from maestro_adapter_claude.notes import Notes
+from maestro_sdk.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from anthropic.types import CacheControlEphemeralParam, ToolChoiceParam, ToolParam
+
+
+def tool_names(tools: Sequence[Tool]) -> dict[str, str]:
+    """The wire's name by the contract's, where they differ: the wire takes no dots."""
+    given = {tool.name for tool in tools}
+    renamed: dict[str, str] = {}
+    for number, tool in enumerate(tools):
+        if "." in tool.name:
+            new = tool.name.replace(".", "_")
+            if new in given or new in renamed.values():
+                raise InvalidRequest.at(f"tools[{number}].name", f"is {new!r} on the wire, as another tool's name is")
+            renamed[tool.name] = new
+    return renamed
+
+
+def to_tools(
+    request: ChatRequest,
+    names: Mapping[str, str],
+    model: ClaudeModel,
+    cache_control: CacheControlEphemeralParam | None,
+) -> list[ToolParam]:
+    """The tools that the request offers; the last one carries `cache_control` where given."""
+    allowed = _allowed(request, model)
+    tools: list[ToolParam] = []
+    for number, tool in enumerate(request.tools):
+        if allowed and tool.name not in allowed:
+            continue
+        wire: ToolParam = {
+            "name": names.get(tool.name, tool.name),
+            "input_schema": _schema(tool.input_schema, f"tools[{number}].input_schema"),
+        }
+        if tool.description:
+            wire["description"] = tool.description
+        if tool.HasField("strict"):
+            wire["strict"] = tool.strict
+        tools.append(wire)
+    if tools and cache_control is not None:
+        tools[-1]["cache_control"] = cache_control
+    return tools
+
+
+def _allowed(request: ChatRequest, model: ClaudeModel) -> frozenset[str]:
+    """The tools that the rule leaves, empty for all. The wire has no subsets: the others are not sent."""
+    choice = request.tool_choice
+    if not choice.names or choice.mode == ToolChoiceMode.TOOL_CHOICE_MODE_NONE:
+        return frozenset()
+    given = {tool.name for tool in request.tools}
+    for number, name in enumerate(choice.names):
+        if name not in given:
+            raise InvalidRequest.at(f"tool_choice.names[{number}]", f"there is no tool {name!r}")
+    if choice.mode == ToolChoiceMode.TOOL_CHOICE_MODE_NAMED and model.wire.forced_tools:
+        # The other tools stay, so that the prompt stays the same for the provider's cache.
+        return frozenset()
+    return frozenset(choice.names)
+
+
+def to_tool_choice(
+    request: ChatRequest, names: Mapping[str, str], model: ClaudeModel, notes: Notes
+) -> ToolChoiceParam | None:
+    """The rule for calling tools, None when there is none to send."""
+    if not request.HasField("tool_choice"):
+        return None
+    choice = request.tool_choice
+    mode = choice.mode
+    forced = mode in {ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED, ToolChoiceMode.TOOL_CHOICE_MODE_NAMED}
+    if not request.tools:
+        if forced:
+            raise InvalidRequest.at("tool_choice.mode", "asks for a call, but there are no tools")
+        return None
+    if mode == ToolChoiceMode.TOOL_CHOICE_MODE_NAMED and len(choice.names) != 1:
+        raise InvalidRequest.at("tool_choice.names", "NAMED needs exactly one name")
+    if mode == ToolChoiceMode.TOOL_CHOICE_MODE_NONE:
+        return {"type": "none"}
+    if forced and not model.wire.forced_tools:
+        notes.unsupported("tool_choice.mode", f"{model.model.name} can't be forced to call a tool; it decides itself")
+        forced = False
+    wire: Any
+    if not forced:
+        wire = {"type": "auto"}
+    elif mode == ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED:
+        wire = {"type": "any"}
+    else:
+        wire = {"type": "tool", "name": names.get(choice.names[0], choice.names[0])}
+    if choice.HasField("parallel"):
+        wire["disable_parallel_tool_use"] = not choice.parallel
+    return wire
+
+
+def _schema(text: str, path: str) -> Any:
+    """A tool's schema as it was given, order of keys and numbers included."""
+    if not text:
+        return {"type": "object", "properties": {}}
+    schema = parse_schema(text, path)
+    kind = schema.get("type")
+    if kind is None:
+        return {"type": "object", **schema}
+    if kind != "object":
+        raise InvalidRequest.at(path, f"is of type {kind!r}, not object")
+    return orjson.Fragment(text)
+
+
+def parse_schema(text: str, path: str) -> Mapping[str, Any]:
+    """A JSON Schema. Raises `InvalidRequest` at `path` for what is no JSON object."""
+    schema = _read_schema(text)
+    if schema is None:
+        raise InvalidRequest.at(path, "is not a JSON object")
+    return schema
+
+
+@lru_cache(maxsize=512)
+def _read_schema(text: str) -> Mapping[str, Any] | None:
+    # An agent sends the same schemas with each of its turns.
+    return json_object(text)
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that `text` is, None when it is none."""
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None

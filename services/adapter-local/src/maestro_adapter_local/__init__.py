@@ -1,0 +1,1 @@
+"""The adapter for OpenAI-compatible servers and the built-in offline model."""

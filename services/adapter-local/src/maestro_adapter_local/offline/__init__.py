@@ -1,0 +1,1 @@
+"""The built-in offline model: deterministic answers without a network, a key or a language model."""

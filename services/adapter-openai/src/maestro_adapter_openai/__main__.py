@@ -1,0 +1,13 @@
+"""Serves OpenAI's models: `python -m maestro_adapter_openai`."""
+
+from maestro_adapter_openai.provider import OpenAIProvider
+from maestro_sdk.service.run import adapter, run
+
+
+def main() -> None:
+    """The whole program."""
+    run("adapter-openai", adapter("openai", OpenAIProvider.from_config))
+
+
+if __name__ == "__main__":
+    main()
