@@ -1,0 +1,1 @@
+"""The router: compiles who is able, healthy and allowed into the table that gateways follow."""

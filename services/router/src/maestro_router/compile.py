@@ -1,0 +1,146 @@
+"""Configuration, catalogue, breakers and operators' wishes become one route table. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from maestro.llm.v1.model_pb2 import Model
+from maestro.router.v1 import router_pb2 as pb
+from maestro_sdk.mesh.breaker import Breaker, State
+from maestro_sdk.service.settings import BreakerConfig, Config
+
+DEVELOPMENT = "development"
+"""Tag of models that stand in where no real one is configured. They never stand in for one that is down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What is known of one adapter. `models` stays as it was last seen while the adapter is down."""
+
+    name: str
+    address: str
+    state: pb.AdapterState.ValueType = pb.ADAPTER_STATE_DOWN
+    reason: str = "not reached yet"
+    version: str = ""
+    providers: Sequence[str] = ()
+    models: Sequence[Model] = ()
+
+    def status(self) -> pb.AdapterStatus:
+        """The adapter as the contract has it."""
+        return pb.AdapterStatus(
+            name=self.name,
+            address=self.address,
+            state=self.state,
+            reason=self.reason,
+            version=self.version,
+            providers=self.providers,
+            models=len(self.models),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What an operator set for a backend."""
+
+    state: pb.BackendState.ValueType
+    reason: str
+
+
+def backend_id(adapter: str, model: str) -> str:
+    """The identifier of a model at an adapter."""
+    return f"{adapter}:{model}"
+
+
+def compile_routes(
+    config: Config,
+    adapters: Mapping[str, Adapter],
+    breakers: Mapping[str, Breaker],
+    overrides: Mapping[str, Override],
+    version: int,
+    now: float,
+) -> pb.RouteTable:
+    """The table. `now` is Unix time in seconds, the clock of the breakers."""
+    table = pb.RouteTable(version=version, breaker=_breaker_policy(config.router.breaker))
+    table.time.FromNanoseconds(int(now * 1e9))
+    development: set[str] = set()
+    for adapter in adapters.values():
+        for model in adapter.models:
+            if DEVELOPMENT in model.tags:
+                development.add(model.id)
+            table.backends.append(_backend(adapter, model, breakers, overrides, now))
+    table.backends.sort(key=lambda backend: backend.id)
+    configured = {provider for adapter in adapters.values() for provider in adapter.providers}
+    # An adapter that was never reached may serve any provider: nothing stands in for it on a guess.
+    unseen = any(not adapter.providers for adapter in adapters.values())
+    for name, route in config.routes.items():
+        message = table.routes.add(name=name, strategy=route.strategy, max_attempts=route.max_attempts)
+        message.first_event_timeout.FromNanoseconds(int(route.first_event_timeout * 1e9))
+        message.idle_timeout.FromNanoseconds(int(route.idle_timeout * 1e9))
+        message.total_timeout.FromNanoseconds(int(route.total_timeout * 1e9))
+        targets = [(target.model, target.weight) for target in route.targets]
+        real = [
+            model for model, _ in targets if model not in development and (unseen or _provider(model) in configured)
+        ]
+        for model, weight in targets:
+            if model in development and real:
+                continue
+            message.targets.add(model=model, weight=weight)
+    by_name = {route.name: route for route in table.routes}
+    for alias in config.aliases:
+        target = config.resolve(alias)
+        if target in by_name:
+            copy = table.routes.add()
+            copy.CopyFrom(by_name[target])
+            copy.name = alias
+        else:
+            limits = by_name.get("default")
+            copy = table.routes.add()
+            if limits is not None:
+                copy.CopyFrom(limits)
+                del copy.targets[:]
+            copy.name, copy.strategy = alias, "fallback"
+            copy.max_attempts = copy.max_attempts or 3
+            copy.targets.add(model=target, weight=1)
+    return table
+
+
+def _backend(
+    adapter: Adapter, model: Model, breakers: Mapping[str, Breaker], overrides: Mapping[str, Override], now: float
+) -> pb.Backend:
+    name = backend_id(adapter.name, model.id)
+    backend = pb.Backend(
+        id=name, adapter=adapter.name, address=adapter.address, model=model, state=pb.BACKEND_STATE_ACTIVE
+    )
+    override, breaker = overrides.get(name), breakers.get(name)
+    if override is not None and override.state != pb.BACKEND_STATE_ACTIVE:
+        backend.state, backend.state_reason = override.state, override.reason
+    elif adapter.state != pb.ADAPTER_STATE_SERVING:
+        backend.state, backend.state_reason = pb.BACKEND_STATE_DOWN, adapter.reason
+    elif breaker is not None:
+        match breaker.state(now):
+            case State.OPEN:
+                backend.state, backend.state_reason = pb.BACKEND_STATE_OPEN, breaker.reason
+                backend.state_until.FromNanoseconds(int(breaker.until * 1e9))
+            case State.HALF_OPEN:
+                backend.state, backend.state_reason = pb.BACKEND_STATE_HALF_OPEN, breaker.reason
+            case State.CLOSED:
+                pass
+    return backend
+
+
+def _breaker_policy(config: BreakerConfig) -> pb.BreakerPolicy:
+    policy = pb.BreakerPolicy(
+        consecutive_failures=config.consecutive_failures,
+        minimum_calls=config.minimum_calls,
+        failure_ratio=config.failure_ratio,
+        half_open_calls=config.half_open_calls,
+    )
+    policy.window.FromNanoseconds(int(config.window * 1e9))
+    policy.open_time.FromNanoseconds(int(config.open_time * 1e9))
+    policy.quota_open_time.FromNanoseconds(int(config.quota_open_time * 1e9))
+    return policy
+
+
+def _provider(model: str) -> str:
+    return model.split("/", 1)[0]

@@ -1,0 +1,45 @@
+"""The router as a service: watches the enabled adapters, keeps the board, answers from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from google.protobuf.message import Message
+
+from maestro_router.board import Board
+from maestro_router.catalogue import AdapterWatch
+from maestro_router.servicer import RouterServicer
+from maestro_sdk.service.events import MESH, EventPublisher, new_event
+from maestro_sdk.service.run import Service
+from maestro_sdk.service.settings import Config
+
+
+@asynccontextmanager
+async def router(config: Config) -> AsyncGenerator[Service]:
+    """Serves `RouterService`. It is ready at once: what it does not know yet it says so in the table."""
+    async with EventPublisher.from_config(config, "router") as events:
+
+        def publish(subject: str, payload: Message) -> None:
+            events.publish(new_event(payload, subject, tenant=MESH))
+
+        board = Board(config, publish)
+        watches = [
+            AdapterWatch(name, adapter.address, config.router.refresh, board.see)
+            for name, adapter in config.enabled_adapters().items()
+        ]
+        for watch in watches:
+            board.see(watch.view)
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(watch.run(), name=f"watch {watch.view.name}") for watch in watches]
+            try:
+                yield Service(
+                    address=config.router.address,
+                    servicers=[RouterServicer(board)],
+                    endless=RouterServicer.ENDLESS,
+                )
+            finally:
+                for task in running:
+                    task.cancel()
+                board.close()
