@@ -17,7 +17,7 @@
     └── Cancelled · Unimplemented · TooLarge · Conflict · Internal
 
 Code raises meaning (`raise RateLimited("…", retry_after=2.0)`); one interceptor turns it into a status with
-`ErrorInfo`, `RetryInfo` and `BadRequest`, and `from_rpc_error` turns that back into the same exception on the other side.
+`ErrorInfo`, `RetryInfo` and `BadRequest`; `from_rpc_error` turns that back into the same exception on the other side.
 The three verdicts are separate: `retryable` (the same backend may succeed), `failover` (another backend may succeed),
 `counts_against_health` (the outcome speaks against the backend).
 """
@@ -67,7 +67,7 @@ class MaestroError(Exception):
         failover: bool | None = None,
         counts_against_health: bool | None = None,
     ) -> None:
-        """`retry_after` in seconds; `metadata` holds facts: provider, model, upstream_status, upstream_code, request_id."""
+        """`retry_after` in seconds; `metadata`: provider, model, upstream_status, upstream_code, request_id, …"""
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after

@@ -1,6 +1,6 @@
 """What travels beside a request: tenant, request id and W3C trace context, as gRPC metadata and as a context variable.
 
-A service's interceptor sets the `Call` of the request it serves; clients made by this SDK send the current one along, so
+A service's interceptor sets the `Call` of the request it serves; clients of this SDK send the current one along, so
 that one request keeps its identity through every hop. Messages never carry any of it.
 """
 

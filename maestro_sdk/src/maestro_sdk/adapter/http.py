@@ -128,8 +128,10 @@ class HttpWire:
 
 
 def _proxy(base_url: str) -> str | None:
-    """The proxy that the environment names for `base_url`. aiohttp's own `trust_env` asks anew for each request, in a thread,
-    and would let a netrc file replace our key."""
+    """The proxy that the environment names for `base_url`.
+
+    aiohttp's own `trust_env` asks anew for each request, in a thread, and would let a netrc file replace our key.
+    """
     url = URL(base_url)
     if urllib.request.proxy_bypass(url.host or ""):
         return None

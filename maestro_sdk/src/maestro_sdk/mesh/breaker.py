@@ -115,7 +115,9 @@ class Breaker:
         self._probes = 0
         self._bucket(now)[0] += 1
 
-    def fail(self, now: float, reason: ErrorReason.ValueType, *, counts: bool, retry_after: float | None = None) -> None:
+    def fail(
+        self, now: float, reason: ErrorReason.ValueType, *, counts: bool, retry_after: float | None = None
+    ) -> None:
         """A call failed for `reason`; `counts` tells whether it speaks against the backend's health."""
         name = ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
         if reason == ErrorReason.ERROR_REASON_RATE_LIMITED:

@@ -278,8 +278,8 @@ class RouteConfig(Settings):
     strategy: Literal["fallback", "weighted"] = "fallback"
     targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
     max_attempts: Annotated[int, Field(ge=1)] = 3
-    first_event_timeout: Annotated[Duration, Field(gt=0)] = 60.0
-    idle_timeout: Annotated[Duration, Field(gt=0)] = 60.0
+    first_event_timeout: Annotated[Duration, Field(gt=0)] = 120.0
+    idle_timeout: Annotated[Duration, Field(gt=0)] = 120.0
     total_timeout: Annotated[Duration, Field(gt=0)] = 600.0
 
 
@@ -423,6 +423,8 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Confi
             document.data[section] = value
             document.places |= {at: place for at, place in fallback.places.items() if at[:1] == (section,)}
     document.data["base"] = str((base / str(document.data.get("base", ""))).resolve())
+    # pydantic validates a missing section without our context: its folder would start at the working directory.
+    document.data.setdefault("envoy", {})
     overlay(document, env)
     return _validated(document)
 
