@@ -14,6 +14,7 @@ import yaml
 from grpc_health.v1 import health, health_pb2
 
 from maestro.llm.v1.error_pb2 import ErrorReason
+from maestro.llm.v1.model_pb2 import Feature
 from maestro.router.v1 import router_pb2 as pb
 from maestro.router.v1.router_pb2_grpc import RouterServiceStub
 from maestro_router.service import router
@@ -32,7 +33,7 @@ class Adapter:
 
     def __init__(self) -> None:
         self.provider = ScriptedProvider()
-        self.health = health.aio.HealthServicer()
+        self.health: Any = vars(health)["aio"].HealthServicer()  # types-grpcio does not know it
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[str]:
@@ -65,7 +66,7 @@ async def routed(folder: Path, addresses: dict[str, str]) -> AsyncGenerator[tupl
         yield RouterServiceStub(channel), address
 
 
-async def backend_state(stub: Any, wanted: int, timeout: float = 3.0) -> pb.Backend:
+async def backend_state(stub: Any, wanted: int, timeout: float = 10.0) -> pb.Backend:
     async with asyncio.timeout(timeout):
         while True:
             listed = await stub.ListBackends(pb.ListBackendsRequest())
@@ -129,7 +130,7 @@ async def test_reports_open_the_breaker_for_every_subscriber(tmp_path: Path) -> 
         failed = pb.Outcome(
             backend_id=BACKEND, reason=ErrorReason.ERROR_REASON_UPSTREAM_ERROR, counts_against_health=True
         )
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             while not all(BACKEND in watcher.table.backends and watcher.connected for watcher in watchers):
                 await asyncio.sleep(0.01)
             watchers[0].report(failed)
@@ -152,10 +153,10 @@ async def test_a_lost_router_leaves_the_last_table_in_force_and_a_snapshot(tmp_p
             stub, router_address = await life.enter_async_context(routed(tmp_path, {"first": address}))
             watcher = await stack.enter_async_context(RouteWatcher(router_address, "gateway", snapshot))
             await backend_state(stub, pb.BACKEND_STATE_ACTIVE)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(10):
                 while BACKEND not in watcher.table.backends:
                     await asyncio.sleep(0.01)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             while watcher.connected:
                 await asyncio.sleep(0.01)
         assert BACKEND in watcher.table.backends
@@ -173,7 +174,7 @@ async def test_explain_route_and_operator_states(tmp_path: Path) -> None:
         features = pb.RequestFeatures(model="default")
         routed_to = await stub.Route(pb.RouteRequest(features=features))
         assert [backend.id for backend in routed_to.backends] == [BACKEND]
-        vision = pb.RequestFeatures(required=[8])
+        vision = pb.RequestFeatures(required=[Feature.FEATURE_VISION])
         explained = (await stub.Explain(pb.ExplainRequest(features=vision))).decision
         assert [(c.kept, c.reason) for c in explained.candidates] == [(False, "does not offer VISION")]
         with pytest.raises(grpc.aio.AioRpcError) as caught:

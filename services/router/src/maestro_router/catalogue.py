@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,30 +46,42 @@ class AdapterWatch:
             health: Any = health_pb2_grpc.HealthStub(channel)
             models: ModelServiceAsyncStub = ModelServiceStub(channel)
             while True:
+                call = health.Watch(health_pb2.HealthCheckRequest())
                 try:
-                    async with asyncio.TaskGroup() as group:
-                        serving = asyncio.Event()
-                        group.create_task(self._read_often(models, serving))
-                        async for answer in health.Watch(health_pb2.HealthCheckRequest()):
+                    async with aclosing(self._follow(call)) as states:
+                        async for serving in states:
                             pause = 0.05
-                            if answer.status == _SERVING:
+                            if serving:
                                 await self._read(models)
-                                serving.set()
                             else:
-                                serving.clear()
                                 await self._read_reason(models)
-                        raise ConnectionError("the adapter ended the health watch")
-                except* (grpc.aio.AioRpcError, ConnectionError) as errors:
-                    self._change(state=pb.ADAPTER_STATE_DOWN, reason=_say(errors.exceptions[0]))
+                    raise ConnectionError("the adapter ended the health watch")
+                except (grpc.aio.AioRpcError, ConnectionError) as error:
+                    self._change(state=pb.ADAPTER_STATE_DOWN, reason=_say(error))
+                finally:
+                    call.cancel()
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
 
-    async def _read_often(self, models: ModelServiceAsyncStub, serving: asyncio.Event) -> None:
-        while True:
-            await serving.wait()
-            await asyncio.sleep(self._refresh)
-            if serving.is_set():
-                await self._read(models)
+    async def _follow(self, call: Any) -> AsyncGenerator[bool]:
+        """Whether the adapter serves: at each change, and while it does so again every `refresh` seconds."""
+        serving = False
+        # A read that is cancelled cancels its call, so a pause without news leaves it pending.
+        read = asyncio.ensure_future(call.read())
+        try:
+            while True:
+                done, _ = await asyncio.wait({read}, timeout=self._refresh)
+                if done:
+                    answer = read.result()
+                    if not isinstance(answer, health_pb2.HealthCheckResponse):
+                        return
+                    serving = answer.status == _SERVING
+                    read = asyncio.ensure_future(call.read())
+                    yield serving
+                elif serving:
+                    yield True
+        finally:
+            read.cancel()
 
     async def _read(self, stub: ModelServiceAsyncStub) -> None:
         info = await stub.GetInfo(GetInfoRequest(), timeout=_CALL_TIMEOUT)
