@@ -1,0 +1,1 @@
+"""The gateway: authenticates, admits, routes, dispatches and accounts every request."""

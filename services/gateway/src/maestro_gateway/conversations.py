@@ -1,0 +1,187 @@
+"""`GET /v1/chat/stream`: any number of conversations, one after another or at once, on one WebSocket.
+
+    up    {"type":"chat","id":"c1","request":{…}}   {"type":"cancel","id":"c1"}   {"type":"ping"}
+    down  {"id":"c1","type":"started",…}  {"id":"c1","type":"text",…}  …  {"id":"c1","type":"finish" or "error",…}
+
+Every conversation ends with exactly one `finish` or `error`. A reader that is slow holds up its conversations, and with
+them the providers; nothing is collected in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing, suppress
+from typing import Any, cast
+
+from aiohttp import ClientConnectionError, WSMsgType, web
+
+from maestro_gateway.json_codec.answer import PONG, quoted, socket_error, socket_frames
+from maestro_gateway.json_codec.chat_request import read_chat
+from maestro_gateway.json_codec.document import parse_object
+from maestro_gateway.mesh import Mesh
+from maestro_sdk.errors import (
+    Cancelled,
+    Internal,
+    InvalidRequest,
+    MaestroError,
+    NoBackend,
+    TenantConcurrency,
+    UpstreamError,
+)
+from maestro_sdk.mesh.needs import needs_of
+from maestro_sdk.tracing import Call, enter_call, new_request_id
+
+log = logging.getLogger(__name__)
+
+MOST = 32
+"""Conversations at once on one socket."""
+_LONGEST_ID = 128
+_FAREWELL = 2.0
+_NONE = b"null"
+GOING_AWAY = b"the gateway is shutting down; connect again"
+
+
+class ChatSocket:
+    """One socket of one tenant."""
+
+    def __init__(self, socket: web.WebSocketResponse, mesh: Mesh, call: Call) -> None:
+        """`call` is that of the upgrade: its tenant and trace hold for every conversation."""
+        self._socket = socket
+        self._mesh = mesh
+        self._call = call
+        self._running: dict[str, asyncio.Task[None]] = {}
+        # Names whose last frame was sent: free for the client, though the task may still be closing its call.
+        self._over: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = self._cut = self._left = False
+
+    async def run(self) -> None:
+        """Serves until the peer leaves, which cancels whatever still runs."""
+        async with asyncio.TaskGroup() as group:
+            try:
+                async for message in self._socket:
+                    if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                        break
+                    await self._take(message.data, group)
+            except ClientConnectionError:
+                log.debug("%s: the peer is gone", self._call.request_id)
+            finally:
+                self._left = True
+                self._cancel_all()
+
+    async def finish(self, grace: float) -> None:
+        """Takes no new conversation, gives those that run `grace` seconds to end, and closes."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d conversations were cut after %g s", len(self._running), grace)
+            self._cut = True
+            self._cancel_all()
+        # A reader that takes nothing does not hold up the end.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL):
+                await self._idle.wait()
+        await self._socket.close(code=1001, message=GOING_AWAY)
+
+    def _cancel_all(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+
+    async def _take(self, raw: bytes, group: asyncio.TaskGroup) -> None:
+        """Handles one frame of the client."""
+        name = ""
+        try:
+            frame = parse_object(raw)
+            match frame.get("type"):
+                case "chat":
+                    name = _name_of(frame)
+                    self._begin(name, frame, group)
+                case "cancel":
+                    # One that just ended is no error: the two frames crossed.
+                    if (task := self._running.get(_name_of(frame))) is not None:
+                        task.cancel()
+                case "ping":
+                    await self._socket.send_frame(PONG, WSMsgType.TEXT)
+                case _:
+                    raise InvalidRequest.at("type", "must be one of chat, cancel, ping")
+        except MaestroError as error:
+            await self._tell(name, error, self._call.request_id)
+
+    def _begin(self, name: str, frame: dict[str, Any], group: asyncio.TaskGroup) -> None:
+        if self._draining:
+            raise NoBackend(GOING_AWAY.decode(), retry_after=1.0)
+        previous = self._running.get(name)
+        if previous is not None and name not in self._over:
+            raise InvalidRequest.at("id", "names a conversation that still runs")
+        if len(self._running) >= MOST:
+            raise TenantConcurrency(f"{MOST} conversations run on this socket already; wait for one to end")
+        document = frame.get("request")
+        if type(document) is not dict:
+            raise InvalidRequest.at("request", "must be an object: the body of a chat request")
+        self._idle.clear()
+        self._over.discard(name)
+        self._running[name] = group.create_task(self._converse(name, cast("dict[str, Any]", document), previous))
+
+    async def _converse(self, name: str, document: dict[str, Any], previous: asyncio.Task[None] | None) -> None:
+        call = Call(new_request_id(), self._call.tenant, self._call.traceparent)
+        enter_call(call)
+        try:
+            if previous is not None:
+                await asyncio.wait((previous,))
+            await self._answer(name, document, call)
+        except ClientConnectionError:
+            log.debug("%s: the peer left", call.request_id)
+        except MaestroError as error:
+            await self._tell(name, error, call.request_id)
+        except asyncio.CancelledError:
+            # By a `cancel` frame or a drain: the client is there and waits for the end. Otherwise nobody is.
+            if self._left:
+                raise
+            why = UpstreamError(GOING_AWAY.decode()) if self._cut else Cancelled("the conversation was cancelled")
+            await self._tell(name, why, call.request_id)
+        except Exception:
+            log.exception("unexpected error while serving %s", call.request_id)
+            text = f"internal error; the log of the gateway tells more under {call.request_id}"
+            await self._tell(name, Internal(text), call.request_id)
+        finally:
+            if self._running.get(name) is asyncio.current_task():
+                del self._running[name]
+                self._over.discard(name)
+            if not self._running:
+                self._idle.set()
+
+    async def _answer(self, name: str, document: dict[str, Any], call: Call) -> None:
+        body = read_chat(document)
+        request, conversation, send = body.request, quoted(name), self._socket.send_frame
+        with self._mesh.accountant.open(request, call, streamed=True) as account:
+            trail = account.trail
+            needs = needs_of(request, call.tenant, streaming=True)
+            async with aclosing(self._mesh.dispatcher.stream(request, needs, trail)) as batches:
+                async for batch in batches:
+                    account.note_attempts()
+                    route = trail.plan.route.name if trail.plan is not None else ""
+                    if trail.finish is not None:
+                        self._over.add(name)
+                    for frame in socket_frames(conversation, batch.events, route, body.warnings):
+                        await send(frame, WSMsgType.TEXT)
+
+    async def _tell(self, name: str, error: MaestroError, request_id: str) -> None:
+        if self._running.get(name) is asyncio.current_task():
+            self._over.add(name)
+        try:
+            await self._socket.send_frame(
+                socket_error(quoted(name) if name else _NONE, error, request_id), WSMsgType.TEXT
+            )
+        except ClientConnectionError:
+            log.debug("%s: the peer left before its error", request_id)
+
+
+def _name_of(frame: dict[str, Any]) -> str:
+    name = frame.get("id")
+    if type(name) is not str or not 0 < len(name) <= _LONGEST_ID:
+        raise InvalidRequest.at("id", f"must be a string of 1 to {_LONGEST_ID} characters that names the conversation")
+    return name
