@@ -1,0 +1,3 @@
+from maestro_sdk.cli import main
+
+main()

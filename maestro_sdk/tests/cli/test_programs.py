@@ -1,0 +1,169 @@
+"""What a configuration makes of a mesh: programs, ports, and who gets which key."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maestro_sdk.cli.folder import Folder
+from maestro_sdk.cli.programs import Program, environment_for, freed, listeners, moved, own_nats, programs, settled
+from maestro_sdk.cli.up import with_key
+from maestro_sdk.service.settings import Config, ConfigError, load
+
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = {"ANTHROPIC_API_KEY": "ka", "OPENAI_API_KEY": "ko", "MAESTRO_KEY": "mk-1", "HOME": "/home/me"}
+
+
+def configured(tmp_path: Path, text: str = "version: 1\n", environment: Mapping[str, str] = ENVIRONMENT) -> Config:
+    file = tmp_path / "maestro.yaml"
+    file.write_text(text + f"envoy: {{directory: {ROOT / 'envoy'}}}\n")
+    return load(file, environment)
+
+
+def by_name(found: list[Program]) -> dict[str, Program]:
+    return {each.name: each for each in found}
+
+
+def made(config: Config, environment: Mapping[str, str] = ENVIRONMENT) -> dict[str, Program]:
+    folder = Folder(config.data)
+    folder.create()
+    return by_name(programs(config, folder, environment))
+
+
+def test_nats_first_then_services_then_envoy(tmp_path: Path) -> None:
+    found = made(configured(tmp_path))
+    assert list(found) == ["nats", "adapter-claude", "adapter-openai", "adapter-local", "router", "gateway", "envoy"]
+    assert found["gateway"].command == (sys.executable, "-m", "maestro_gateway")
+    assert [name for name, each in found.items() if each.essential] == ["gateway", "envoy"]
+
+
+def test_only_enabled_adapters_that_run_here(tmp_path: Path) -> None:
+    text = """
+adapters:
+  local: {module: maestro_adapter_local, address: 127.0.0.1:50065, enabled: false}
+  far: {address: 10.0.0.1:50070}
+  near: {module: maestro_adapter_near, address: 127.0.0.1:50071, enabled: {env: NEAR_KEY}}
+routes: {default: {targets: [x/y]}}
+aliases: {}
+"""
+    assert "adapter-near" in made(configured(tmp_path, text), {**ENVIRONMENT, "NEAR_KEY": "k"})
+    names = set(made(configured(tmp_path, text)))
+    assert names == {"nats", "router", "gateway", "envoy"}
+
+
+def test_a_process_gets_its_own_keys_only(tmp_path: Path) -> None:
+    found = made(configured(tmp_path))
+    keys = {"ANTHROPIC_API_KEY", "OPENAI_API_KEY", "MAESTRO_KEY"}
+    assert {name: keys & each.environment.keys() for name, each in found.items()} == {
+        "nats": set(),
+        "adapter-claude": {"ANTHROPIC_API_KEY"},
+        "adapter-openai": {"OPENAI_API_KEY"},
+        "adapter-local": set(),
+        "router": set(),
+        "gateway": {"MAESTRO_KEY"},
+        "envoy": set(),
+    }
+    assert all(each.environment["HOME"] == "/home/me" for each in found.values())
+    assert not any("mk-1" in part for each in found.values() for part in each.command)
+
+
+def test_the_resolved_file_gives_the_same_mesh_without_any_key(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    made(config)
+    file = config.data / "run/maestro.yaml"
+    assert file.stat().st_mode & 0o077 == 0
+    assert "mk-1" not in file.read_text()
+    again = load(file, {})
+    assert set(again.enabled_adapters({})) == {"claude", "openai", "local"}
+    assert again.data == config.data
+
+
+def test_variables_of_the_parent_do_not_undo_the_chosen_ports(tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "MAESTRO__GATEWAY__ADDRESS": "127.0.0.1:7"}
+    config = freed(
+        configured(tmp_path, environment=environment), environment, free=lambda count: list(range(9000, 9000 + count))
+    )
+    gateway = made(config, environment)["gateway"]
+    assert "MAESTRO__GATEWAY__ADDRESS" not in gateway.environment
+    written = yaml.safe_load(Path(gateway.environment["MAESTRO_CONFIG"]).read_text())
+    assert written["gateway"]["address"] == config.gateway.address
+    assert config.gateway.address != "127.0.0.1:7"
+
+
+def test_free_ports_for_everything_but_the_public_one(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    changed = freed(config, ENVIRONMENT, free=lambda count: list(range(9000, 9000 + count)))
+    before = {each.setting: each.address for each in listeners(config, ENVIRONMENT)}
+    after = {each.setting: each.address for each in listeners(changed, ENVIRONMENT)}
+    assert after.pop("envoy.address") == before.pop("envoy.address")
+    assert sorted(int(address.rpartition(":")[2]) for address in after.values()) == list(range(9000, 9000 + len(after)))
+    assert changed.nats.url == f"nats://{after['nats.url']}"
+
+
+def test_port_0_is_chosen_and_any_other_is_kept(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    assert moved(config, {}, port=0, free=lambda _: [9000]).envoy.address == "127.0.0.1:9000"
+    assert moved(config, {}, port=81, free=lambda _: []).envoy.address == "127.0.0.1:81"
+    assert moved(config, {}, port=None, free=lambda _: []).envoy.address == "127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("nats://127.0.0.1:4300", "127.0.0.1:4300"),
+        ("nats://localhost", "localhost:4222"),
+        ("nats://nats.example:4222", None),
+        ("nats://127.0.0.1:1,nats://127.0.0.1:2", None),
+    ],
+)
+def test_whose_nats_it_is(tmp_path: Path, url: str, address: str | None) -> None:
+    assert own_nats(configured(tmp_path, f"nats: {{url: '{url}'}}\n")) == address
+
+
+def test_development_key_is_made_once_and_only_when_none_is_given(tmp_path: Path) -> None:
+    config = configured(tmp_path, environment={})
+    folder = Folder(config.data)
+    folder.create()
+    environment, key, shown = with_key(config, folder, {"MAESTRO_KEY": "mk-mine"})
+    assert (environment["MAESTRO_KEY"], key, shown) == ("mk-mine", "mk-mine", "mk-mine")
+    assert not (folder.root / "key").exists()
+    environment, key, shown = with_key(config, folder, {})
+    assert key is not None
+    assert key.startswith("mk-")
+    assert len(key) == 35
+    assert environment["MAESTRO_KEY"] == key == shown
+    assert with_key(config, folder, {})[1] == key
+    assert (folder.root / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_keys_of_tenants_are_not_shown(tmp_path: Path) -> None:
+    config = configured(tmp_path, "gateway: {keys: [{tenant: acme, key: {env: ACME_KEY}}]}\n")
+    folder = Folder(config.data)
+    folder.create()
+    environment, key, shown = with_key(config, folder, {"ACME_KEY": "secret-1"})
+    assert (key, shown) == ("secret-1", "$ACME_KEY")
+    assert "MAESTRO_KEY" not in environment
+
+
+def test_a_missing_envoy_file_is_told_with_its_setting(tmp_path: Path) -> None:
+    file = tmp_path / "maestro.yaml"
+    file.write_text("version: 1\nenvoy:\n  directory: nowhere\n")
+    config = load(file, {})
+    with pytest.raises(ConfigError, match=r"maestro\.yaml:3: envoy\.directory: there is no envoy\.yaml in .*nowhere"):
+        made(config, {})
+
+
+def test_settled_turns_on_who_takes_part_and_keeps_the_reason_of_the_others(tmp_path: Path) -> None:
+    config = settled(configured(tmp_path), {"OPENAI_API_KEY": "k"})
+    assert config.adapters["openai"].enabled is True
+    assert config.adapters["claude"].enabled == configured(tmp_path).adapters["claude"].enabled
+    assert set(config.enabled_adapters({})) == {"openai", "local"}
+
+
+def test_nats_variables_reach_everybody(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    assert environment_for("router.", config, {"NATS_TRACE": "1"})["NATS_TRACE"] == "1"
