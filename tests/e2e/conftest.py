@@ -1,0 +1,122 @@
+"""One mesh for all tests of this folder, on free ports with its own data; one fault server stands for the providers.
+
+All tests share one event loop, since the fault server and the callers live as long as the mesh.
+"""
+
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from maestro_sdk.testing.callers import Caller
+from maestro_sdk.testing.faults import FaultServer
+from maestro_sdk.testing.mesh import MeshProcess
+
+KEYS = {"MAESTRO_KEY": "mk-alpha-0123456789", "MAESTRO_BETA_KEY": "mk-beta-0123456789"}
+CONFIG: dict[str, Any] = {
+    "version": 1,
+    "gateway": {
+        "keys": [
+            {"tenant": "alpha", "key": {"env": "MAESTRO_KEY"}},
+            {"tenant": "beta", "key": {"env": "MAESTRO_BETA_KEY"}},
+        ],
+        "max_body": 65536,
+        "ping": "1s",
+    },
+    # Tests break the providers on purpose, in any order: no breaker may carry that over to the next test.
+    "router": {"breaker": {"consecutive_failures": 1_000_000, "minimum_calls": 1_000_000}},
+    "routes": {
+        "default": {"targets": ["local/offline"]},
+        "openai-first": {
+            "targets": ["openai/gpt-6.1-terra", "anthropic/claude-sonnet-5-5"],
+            "first_event_timeout": "1s",
+            "idle_timeout": "1s",
+        },
+        # Backends of their own, for tests that close one for a while.
+        "refused-first": {"targets": ["openai/gpt-6-luna", "anthropic/claude-sonnet-5-5"]},
+        "limited-first": {"targets": ["openai/gpt-5.6-sol", "anthropic/claude-sonnet-5-5"]},
+        "anthropic-first": {"targets": ["anthropic/claude-sonnet-5-5", "openai/gpt-6.1-terra"]},
+    },
+    "aliases": {"fast": "local/offline"},
+    "grace": "15s",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+                item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            # The first test waits for the start of the mesh.
+            item.add_marker(pytest.mark.timeout(120))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def providers() -> AsyncIterator[FaultServer]:
+    """The server that stands for OpenAI and for Anthropic."""
+    async with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture
+def provider(providers: FaultServer) -> Iterator[FaultServer]:
+    """The providers' server without scripts or requests of other tests."""
+    providers.reset()
+    yield providers
+    providers.reset()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mesh(providers: FaultServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MeshProcess]:
+    """The running mesh."""
+    environment = {
+        **KEYS,
+        "ANTHROPIC_API_KEY": "sk-ant-test",
+        "ANTHROPIC_BASE_URL": providers.url,
+        "OPENAI_API_KEY": "sk-test",
+        "OPENAI_BASE_URL": f"{providers.url}/v1",
+    }
+    async with MeshProcess(tmp_path_factory.mktemp("mesh"), CONFIG, environment) as running:
+        FIGURES.append(f"start of the mesh to its first answer: {running.ready_after:.1f} s")
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def alpha(mesh: MeshProcess) -> AsyncIterator[Caller]:
+    """A caller with the key of tenant alpha."""
+    async with Caller(mesh.url, KEYS["MAESTRO_KEY"]) as caller:
+        yield caller
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def beta(mesh: MeshProcess) -> AsyncIterator[Caller]:
+    """A caller with the key of tenant beta."""
+    async with Caller(mesh.url, KEYS["MAESTRO_BETA_KEY"]) as caller:
+        yield caller
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def nobody(mesh: MeshProcess) -> AsyncIterator[Caller]:
+    """A caller without a key."""
+    async with Caller(mesh.url, None) as caller:
+        yield caller
+
+
+FIGURES: list[str] = []
+
+
+@pytest.fixture
+def figures() -> list[str]:
+    """Lines that are printed after the tests."""
+    return FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("figures")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
