@@ -13,7 +13,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test lint format proto proto-check lock bench-smoke clean
+.PHONY: help setup up down test lint format proto proto-check lock conformance bench-smoke clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ lock: $(BIN)/uv ## Write requirements.lock anew from all pyproject.toml files (U
 		--no-header --no-annotate --quiet --output-file requirements.lock $(UPGRADE) \
 		$(foreach member,$(MEMBERS),--no-emit-package $(shell sed -n 's/^name = "\(.*\)"/\1/p' $(member)/pyproject.toml))
 	@if grep -nE '://|^-|@ ' requirements.lock; then echo "requirements.lock names a place, not only a version (see above)" >&2; exit 1; fi
+
+conformance: setup ## Prove the adapters against the contract
+	@$(BIN)/python tests/conformance/adapters.py $(ARGS)
 
 bench-smoke: setup ## Measure the CPU time of a call and of a streamed event through the whole mesh
 	@$(BIN)/python bench/smoke.py $(ARGS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -145,6 +147,80 @@ async def test_request_id_is_made_or_kept_and_returned(mesh: Any) -> None:
             assert response.headers["x-request-id"] == mesh.doubles.http.seen["x-request-id"] == wanted
 
 
+async def test_bad_request_id_is_replaced_for_everybody(mesh: Any) -> None:
+    for bad in ('a b/"<>', "x" * 129):
+        async with mesh.client.get(f"{mesh.url}/v1/models", headers={"x-request-id": bad}) as response:
+            made = response.headers["x-request-id"]
+        assert made != bad
+        assert made == mesh.doubles.http.seen["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "reason", "told"),
+    [
+        pytest.param(
+            {"upgrade": "websocket", "connection": "upgrade"}, 400, "INVALID_REQUEST", "websocket", id="upgrade"
+        ),
+        pytest.param({"x-big": "x" * 70_000}, 431, "TOO_LARGE", "headers", id="large header"),
+        pytest.param({f"x-{i}": "1" for i in range(120)}, 431, "TOO_LARGE", "headers", id="many headers"),
+        pytest.param({"transfer-encoding": "gzip"}, 501, "UNIMPLEMENTED", "Not Implemented", id="encoding"),
+        pytest.param({"host": None}, 400, "INVALID_REQUEST", "host", id="no host"),
+    ],
+)
+async def test_refusals_of_envoy_say_why(
+    mesh: Any, headers: dict[str, str | None], status: int, reason: str, told: str
+) -> None:
+    fields = [f"{name}: {value}" for name, value in {"host": "x", **headers}.items() if value is not None]
+    answer = await exchange(mesh.address, "\r\n".join(["GET /v1/models HTTP/1.1", *fields, "", ""]).encode())
+    error = error_of(answer.partition(b"\r\n\r\n")[2])
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert (error["code"], error["reason"], error["retryable"]) == (status, reason, False)
+    assert told in error["message"]
+
+
+async def exchange(address: str, request: bytes) -> bytes:
+    """Sends bytes, and reads the head and as much of the body as it promises."""
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    try:
+        writer.write(request)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        return head + await asyncio.wait_for(reader.readexactly(int(length.partition(b":")[2])), 5)
+    finally:
+        writer.close()
+
+
+async def test_words_of_grpc_mean_nothing_in_rest(mesh: Any) -> None:
+    for words in ({"grpc-timeout": "1n"}, {"grpc-timeout": "soon"}, {"grpc-encoding": "shorthand"}):
+        async with mesh.client.get(f"{mesh.url}/v1/models", headers=words) as response:
+            assert (response.status, words) == (200, words)
+
+
+async def test_a_slash_at_the_end_is_nothing(mesh: Any) -> None:
+    async with mesh.client.post(f"{mesh.url}/v1/chat/", json={}) as response:
+        assert response.status == 200
+
+
+@pytest.fixture
+def routes(envoy_file: Path) -> list[Any]:
+    listener = yaml.safe_load(envoy_file.read_text())["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return manager["route_config"]["virtual_hosts"][0]["routes"]
+
+
+async def test_a_slash_at_the_end_changes_no_limit(routes: list[Any]) -> None:
+    limits = {route["match"].get("path"): route.get("route") for route in routes}
+    assert limits["/v1/chat/"] == limits["/v1/chat"]
+    assert limits["/v1/chat"]["timeout"] == "0s"
+
+
+async def test_json_for_a_path_of_grpc_is_told_so(mesh: Any) -> None:
+    async with mesh.client.post(f"{mesh.url}/maestro.llm.v1.ChatService/Chat", json={}) as response:
+        error = error_of(await response.read())
+    assert (response.status, error["reason"], error["retryable"]) == (415, "INVALID_REQUEST", False)
+    assert "application/grpc" in error["message"]
+
+
 @pytest.mark.parametrize("do", ["hang", "stream and hang"])
 async def test_client_that_leaves_cancels_the_call(mesh: Any, do: str) -> None:
     http = mesh.doubles.http
@@ -161,7 +237,7 @@ async def test_client_that_leaves_cancels_the_call(mesh: Any, do: str) -> None:
     else:
         assert await reader.readuntil(b"data: first\n\n")
     writer.close()
-    await asyncio.wait_for(http.cancelled.wait(), 0.5)
+    await asyncio.wait_for(http.cancelled.wait(), 5)
 
 
 async def test_death_of_the_gateway_in_a_stream_is_no_clean_end(mesh: Any) -> None:
@@ -205,7 +281,9 @@ async def test_health_of_envoy_and_of_the_gateway_behind_it(mesh: Any) -> None:
         async with mesh.client.get(mesh.url + path) as response:
             return response.status
 
-    assert (await status("/healthz"), await status("/readyz")) == (200, 200)
+    for path in ("/healthz", "/readyz"):
+        async with mesh.client.get(mesh.url + path) as response:
+            assert (response.status, await response.json()) == (200, {"status": "ok"})
     await mesh.doubles.set_health(serving=False)
     try:
         async with asyncio.timeout(10):

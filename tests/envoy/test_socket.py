@@ -44,7 +44,7 @@ async def test_native_call_stream_and_deadline(mesh: Any) -> None:
             await stub.Chat(chat_pb2.ChatRequest(model="hang"), timeout=0.5)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert 0 < mesh.doubles.native.deadline < 0.6
-        await asyncio.wait_for(mesh.doubles.native.cancelled.wait(), 1)
+        await asyncio.wait_for(mesh.doubles.native.cancelled.wait(), 5)
 
 
 async def test_native_errors_keep_their_details(mesh: Any) -> None:
@@ -62,6 +62,21 @@ async def test_native_errors_keep_their_details(mesh: Any) -> None:
         error = from_rpc_error(caught.value)
         assert isinstance(error, RateLimited)
         assert (seen, error.retry_after) == (["0", "1", "2"], 2)
+
+
+@pytest.mark.parametrize(("name", "bad"), [("grpc-timeout", "soon"), ("x-mine-bin", "%%%")])
+async def test_a_bad_header_is_its_senders_problem_only(mesh: Any, name: str, bad: str) -> None:
+    """All callers share one connection to the gateway, and gRPC's server remembers what it could not parse."""
+    path = f"{mesh.url}/maestro.llm.v1.ChatService/Chat"
+    good = chat_pb2.ChatRequest()
+    async with grpc.aio.insecure_channel(mesh.address) as channel:
+        stub = chat_pb2_grpc.ChatServiceStub(channel)
+        for _ in range(3):
+            headers = {"content-type": "application/grpc-web+proto", name: bad}
+            async with mesh.client.post(path, data=b"\0\0\0\0\0", headers=headers) as response:
+                assert response.headers["grpc-status"] == str(grpc.StatusCode.INTERNAL.value[0])
+            answer = await stub.Chat(good, timeout=5, metadata=[("x-mine-bin", b"fine")])
+            assert answer.response_id == "r1"
 
 
 async def test_native_body_is_not_bound_to_the_rest_limit(mesh: Any) -> None:

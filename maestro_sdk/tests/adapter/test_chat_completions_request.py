@@ -223,6 +223,7 @@ def test_stop_texts_beyond_the_limit_are_told() -> None:
         (request(provider_options={"local": {"n": 2}}), InvalidRequest, "provider_options.local.n"),
         (request(provider_options={"local": {"stream": True}}), InvalidRequest, "provider_options.local.stream"),
         (request(provider_options={"local": {"model": "x"}}), InvalidRequest, "provider_options.local.model"),
+        (request(provider_options={"local": {"x": [float("inf")]}}), InvalidRequest, "provider_options"),
     ],
 )
 def test_refused_with_its_path(asked: ChatRequest, error: type[InvalidRequest], path: str) -> None:
@@ -288,6 +289,12 @@ def test_reasoning_goes_back_only_to_its_maker_and_only_where_wanted() -> None:
 def test_refusal_as_text_where_the_wire_has_no_refusals() -> None:
     asked = request({"refusal": {"text": "no"}}, role="ROLE_ASSISTANT")
     assert body(asked)["messages"] == [{"role": "assistant", "content": "no"}]
+
+
+def test_huge_numbers_of_options_stay_floats() -> None:
+    options = {"local": {"whole": 2.0**53, "huge": 1e300, "below": -1e300}}
+    sent = orjson.loads(to_wire(request(provider_options=options), LOCAL).encode())
+    assert (sent["whole"], sent["huge"], sent["below"]) == (2**53, 1e300, -1e300)
 
 
 def test_options_are_merged_and_whole_numbers_are_whole() -> None:

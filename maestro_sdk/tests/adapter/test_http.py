@@ -140,7 +140,7 @@ async def test_leaving_the_stream_early_closes_the_socket():
         async with wire.stream("/v1/x", b"{}") as chunks:
             assert await anext(aiter(chunks)) == b"one"
             left = time.monotonic()
-        assert await closed_after(server.requests[0], left) < 0.25
+        assert await closed_after(server.requests[0], left) < 1
 
 
 @pytest.mark.parametrize("steps", [(Stall(),), (Send(b"one"), Stall())], ids=["before-headers", "mid-stream"])
@@ -154,7 +154,7 @@ async def test_cancelling_closes_the_socket(steps: tuple[Step, ...], call: str):
         left = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await closed_after(seen, left) < 0.25
+        assert await closed_after(seen, left) < 1
 
 
 async def test_errors_of_the_caller_pass_unchanged():
@@ -169,7 +169,7 @@ async def test_connections_are_reused():
         for _ in range(3):
             assert await wire.post("/v1/x", b"{}") == b"1"
         await wire.close()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(5):
             await asyncio.gather(*(seen.closed.wait() for seen in server.requests))
         assert len({seen.closed_at for seen in server.requests}) == 1
 
@@ -206,7 +206,7 @@ def test_a_date_counts_from_now():
 
 
 async def closed_after(seen: Seen, left: float) -> float:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await seen.closed.wait()
     assert seen.closed_at is not None
     return seen.closed_at - left

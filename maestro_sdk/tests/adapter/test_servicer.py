@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, CountTokensRequest
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, CountTokensRequest, StreamChatResponse
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro.llm.v1.model_pb2 import GetInfoRequest, ListModelsRequest, Model
@@ -90,8 +90,8 @@ class Written:
     def __init__(self) -> None:
         self.events: list[ChatEvent] = []
 
-    async def write(self, message: object) -> None:
-        self.events += message.events  # type: ignore[attr-defined]
+    async def write(self, message: StreamChatResponse) -> None:
+        self.events += message.events
 
 
 @given(st.data())
@@ -188,7 +188,7 @@ async def test_a_caller_who_leaves_closes_the_provider(fault: Fault, unary: bool
             first = await anext(aiter(call))
             assert first.events[0].HasField("started")
         call.cancel()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(5):
             await provider.abandoned.wait()
 
 

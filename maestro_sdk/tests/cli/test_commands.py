@@ -54,6 +54,14 @@ def test_help_lists_every_command_with_examples() -> None:
 
 
 def test_nobody_there_is_an_error_with_the_address() -> None:
+    for url, key, told in (
+        ("http://exa mple", None, "http://exa mple is no address"),
+        ("http://127.0.0.1:port", None, "http://127.0.0.1:port is no address"),
+        ("http://127.0.0.1:1", "mk-1\n", "the key has characters that no key has"),
+    ):
+        with pytest.raises(ApiError) as caught:
+            Api(url, key).get("/v1/models")
+        assert str(caught.value).startswith(told)
     with pytest.raises(ApiError, match=r"http://127\.0\.0\.1:1 does not answer: ") as caught:
         Api("http://127.0.0.1:1", None).get("/v1/models")
     assert caught.value.status == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import socket
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.folder import Folder, LogFile, MeshState, ProcessState
 from maestro_sdk.cli.ports import Listener, find_conflicts, find_free_ports
 
@@ -50,6 +53,38 @@ def test_state_survives_and_broken_state_is_none(folder: Folder) -> None:
 
 def test_nobody_else_reads_the_folder(folder: Folder) -> None:
     assert {path.stat().st_mode & 0o777 for path in (folder.root, folder.run, folder.log, folder.nats)} == {0o700}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_line_that_finds_no_space_is_lost_and_nothing_else() -> None:
+    log = LogFile(Path("/dev/full"))
+    for _ in range(3):
+        log.write(b"x" * 10_000)
+    log.close()
+
+
+def test_a_console_on_a_full_disk_goes_on_when_there_is_space_again() -> None:
+    class Disk(io.StringIO):
+        full = True
+
+        def flush(self) -> None:
+            if self.full:
+                self.truncate(0)
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk = Disk()
+    console = Console(disk)
+    console.problem("lost")
+    disk.full = False
+    console.problem("told")
+    assert disk.getvalue().strip("\0") == "told\n"
+
+
+def test_a_state_that_could_not_be_written_leaves_nothing_behind(folder: Folder) -> None:
+    (folder.run / "state.json").mkdir()
+    with pytest.raises(OSError, match=r"state\.json"):
+        folder.write("state.json", "{}")
+    assert [path.name for path in folder.run.iterdir()] == ["state.json"]
 
 
 def test_logs_rotate_and_lose_no_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def made(config: Config, environment: Mapping[str, str] = ENVIRONMENT) -> dict[s
 def test_nats_first_then_services_then_envoy(tmp_path: Path) -> None:
     found = made(configured(tmp_path))
     assert list(found) == ["nats", "adapter-claude", "adapter-openai", "adapter-local", "router", "gateway", "envoy"]
-    assert found["gateway"].command == (sys.executable, "-m", "maestro_gateway")
+    assert found["gateway"].command == (sys.executable, "-P", "-m", "maestro_gateway")
     assert [name for name, each in found.items() if each.essential] == ["gateway", "envoy"]
 
 
@@ -55,6 +56,13 @@ aliases: {}
     assert names == {"nats", "router", "gateway", "envoy"}
 
 
+def test_what_somebody_says_to_grpc_stays_said(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    assert environment_for("gateway.", config, {})["GRPC_EXPERIMENTS"] == "-event_engine_client,-event_engine_listener"
+    own = environment_for("gateway.", config, {"GRPC_EXPERIMENTS": "mine"})
+    assert (own["GRPC_EXPERIMENTS"], own["GRPC_ENABLE_FORK_SUPPORT"]) == ("mine", "0")
+
+
 def test_a_process_gets_its_own_keys_only(tmp_path: Path) -> None:
     found = made(configured(tmp_path))
     keys = {"ANTHROPIC_API_KEY", "OPENAI_API_KEY", "MAESTRO_KEY"}
@@ -69,6 +77,30 @@ def test_a_process_gets_its_own_keys_only(tmp_path: Path) -> None:
     }
     assert all(each.environment["HOME"] == "/home/me" for each in found.values())
     assert not any("mk-1" in part for each in found.values() for part in each.command)
+
+
+def test_keys_that_nobody_refers_to_reach_nobody_but_adapters(tmp_path: Path) -> None:
+    text = """
+adapters: {near: {module: maestro_adapter_near, address: 127.0.0.1:50071}}
+routes: {default: {targets: [x/y]}}
+aliases: {}
+"""
+    secrets = ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "DB_PASSWORD", "GOOGLE_APPLICATION_CREDENTIALS", "mykey_key")
+    plain = ("SSL_CERT_FILE", "KEYBOARD", "OTEL_SERVICE_NAME", "TOKENIZERS_PARALLELISM")
+    environment = {**ENVIRONMENT, **dict.fromkeys((*secrets, *plain), "x")}
+    found = made(configured(tmp_path, text, environment), environment)
+    for name, each in found.items():
+        assert set(plain) <= each.environment.keys(), name
+        assert not {"ANTHROPIC_API_KEY", "OPENAI_API_KEY"} & each.environment.keys(), name
+        # A cloud's SDK finds its credentials by variables that no configuration names.
+        assert set(secrets) & each.environment.keys() == (set(secrets) if name == "adapter-near" else set()), name
+
+
+def test_files_of_the_users_folder_are_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('imported')\n")
+    *options, _ = made(configured(tmp_path))["gateway"].command
+    answer = subprocess.run([*options, "json.tool"], cwd=tmp_path, input=b"{}", capture_output=True, check=False)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, b"{}\n", b"")
 
 
 def test_the_resolved_file_gives_the_same_mesh_without_any_key(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ async def test_stop_between_two_tries(tmp_path: Path) -> None:
         running = tasks.create_task(process.run())
         await until(lambda: process.state.state == "waiting")
         await process.stop(5)
-        await asyncio.wait_for(running, 1)
+        await asyncio.wait_for(running, 10)
     assert process.state.state == "stopped"
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,41 @@ def test_a_killed_adapter_comes_back(mesh: Maestro) -> None:
     after = mesh.pids()
     assert after.pop("adapter-local") != before.pop("adapter-local")
     assert after == before
+
+
+def test_a_state_that_can_not_be_written_ends_nothing(mesh: Maestro) -> None:
+    before = mesh.pids()
+    api = Api(mesh.status()["url"], key_of(mesh))
+    state = mesh.folder.run / "state.json"
+    state.unlink()
+    state.mkdir()  # even root can't put a file in its place
+    try:
+        os.kill(before["adapter-local"], signal.SIGKILL)
+        until(lambda: answers(api))
+        assert is_alive(before["supervisor"])
+    finally:
+        state.rmdir()
+    os.kill(before["router"], signal.SIGKILL)
+    until(state.exists)
+    assert mesh.pids()["adapter-local"] != before["adapter-local"], "what happened meanwhile is told now"
+    until(lambda: answers(api))
+
+
+def answers(api: Api) -> bool:
+    """Whether a chat that needs the adapter is answered."""
+    try:
+        answer = api.post("/v1/chat", {"model": "fast", "messages": [{"role": "user", "content": "hello"}]})
+    except ApiError:
+        return False
+    return answer["finish_reason"] == "stop"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for something that takes some seconds at most."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_down_lets_a_running_stream_end(mesh: Maestro) -> None:

@@ -45,7 +45,7 @@ def threaded() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(autouse=True)
-def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of whoever runs the tests decides nothing."""
     monkeypatch.delenv("MAESTRO_KEY", raising=False)
     monkeypatch.delenv("MAESTRO_URL", raising=False)

@@ -167,8 +167,8 @@ async def test_errors_of_tools_keep_their_class():
         with pytest.raises(ToolDenied) as denied:
             await client.invoke("secret", request_id="mine")
         with pytest.raises(Timeout):
-            await client.invoke("wait", timeout=0.1)
-        async with asyncio.timeout(0.5):
+            await client.invoke("wait", timeout=0.5)
+        async with asyncio.timeout(5):
             await servicer.abandoned.wait()
         with pytest.raises(InvalidRequest):
             await client.invoke("no such name!")
@@ -190,7 +190,7 @@ async def test_closing_a_run_cancels_the_tool():
     async with serve(servicer) as address, ToolBridgeClient(address) as client:
         async with client.stream("wait") as stream:
             assert (await anext(stream)).started.name == "wait"
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(5):
             await servicer.abandoned.wait()
         with pytest.raises(Cancelled):
             await stream.result()

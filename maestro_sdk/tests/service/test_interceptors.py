@@ -17,7 +17,7 @@ from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro_sdk import errors
 from maestro_sdk.errors import InvalidRequest, MaestroError, RateLimited, Unauthenticated, Violation, from_rpc_error
 from maestro_sdk.service.channel import open_channel
-from maestro_sdk.service.interceptors import MeshInterceptor, validate
+from maestro_sdk.service.interceptors import MeshInterceptor, returns_last, validate
 from maestro_sdk.tracing import Call, current_call
 
 # The generated stubs do not tell their asynchronous kind from the other one.
@@ -360,6 +360,17 @@ async def test_a_request_that_breaks_a_rule_reaches_no_handler() -> None:
     assert not chats.ended.is_set()
 
 
+async def test_bytes_that_are_no_message_are_the_callers_fault(caplog: pytest.LogCaptureFixture) -> None:
+    chats = Chats()
+    async with served(chats) as (channel, _):
+        for data in (b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0b" * 100_000):
+            error = await failure(channel.unary_unary("/maestro.llm.v1.ChatService/Chat")(data))
+            assert isinstance(error, InvalidRequest)
+            assert "maestro.llm.v1.ChatRequest" in error.message
+    assert chats.calls == []
+    assert not caplog.records
+
+
 async def test_generators_and_request_streams_are_served() -> None:
     files = make_files()
     async with served(files) as (channel, _):
@@ -374,6 +385,47 @@ async def test_generators_and_request_streams_are_served() -> None:
 
         uploaded = await stub.UploadFile(iter([file_pb2.UploadFileRequest(data=b"abc")] * 3))
         assert uploaded.size_bytes == 9
+
+
+class Returning(chat_pb2_grpc.ChatServiceServicer):
+    """Writes a number of messages and returns one more, unless it has an error to raise."""
+
+    def __init__(self, written: int, error: MaestroError | None = None) -> None:
+        self._written = written
+        self._error = error
+
+    @returns_last
+    async def StreamChat(self, request: chat_pb2.ChatRequest, context: Any) -> chat_pb2.StreamChatResponse:
+        for _ in range(self._written):
+            await context.write(DELTA.SerializeToString())
+        if self._error is not None:
+            raise self._error
+        return LAST
+
+
+# What it doesn't implement answers UNIMPLEMENTED, as with the files above.
+make_returning: Any = Returning
+LAST = chat_pb2.StreamChatResponse(events=[chat_pb2.ChatEvent(text=chat_pb2.TextDelta(text="last"))])
+
+
+@pytest.mark.parametrize("written", [0, 1, 3])
+async def test_a_last_message_may_be_returned(written: int) -> None:
+    async with served(make_returning(written)) as (channel, _):
+        # More than once, since the status comes together with the message and must never overtake it.
+        for _ in range(20):
+            call = ChatStub(channel).StreamChat(REQUEST)
+            assert [message async for message in call] == [DELTA] * written + [LAST]
+            assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_an_error_replaces_the_message_that_would_be_returned() -> None:
+    async with served(make_returning(1, RateLimited("slow down", retry_after=2.0))) as (channel, _):
+        call = ChatStub(channel).StreamChat(REQUEST)
+        assert await call.read() == DELTA
+        error = await failure(call.read())
+        assert (type(error), error.retry_after) == (RateLimited, 2.0)
+        refused = await failure(ChatStub(channel).StreamChat(chat_pb2.ChatRequest()).read())
+        assert isinstance(refused, InvalidRequest)
 
 
 async def test_a_caller_who_goes_away_closes_the_handler_at_once() -> None:

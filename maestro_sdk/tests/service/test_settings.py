@@ -134,6 +134,35 @@ def test_the_example_says_what_the_defaults_are(tmp_path: Path, monkeypatch: pyt
             "router: {address: localhost}",
             ["maestro.yaml:1: router.address: 'localhost' is not an address such as 127.0.0.1:50051"],
         ),
+        ("data: 'x${HOME'", ["maestro.yaml:1: data: '${HOME' names no variable; write $${ for a plain ${"]),
+        ("data: '${A B}'", ["maestro.yaml:1: data: '${A B}' names no variable; write $${ for a plain ${"]),
+        ("nats: {url: 'http://x'}", ["maestro.yaml:1: nats.url: is not an address such as nats://127.0.0.1:4222"]),
+        (
+            "telemetry: {otlp_endpoint: 'no address'}",
+            ["maestro.yaml:1: telemetry.otlp_endpoint: 'no address' is not an address such as http://127.0.0.1:4317"],
+        ),
+        ("gateway: {max_body: 0}", ["maestro.yaml:1: gateway.max_body: input should be greater than or equal to 1024"]),
+        (
+            "gateway: {max_body: 100GB}",
+            ["maestro.yaml:1: gateway.max_body: input should be less than or equal to 16777216"],
+        ),
+        # What is wrong alone and what contradicts something else are told in one go.
+        (
+            (
+                "grace: 1q\n"
+                "gateway:\n  keys:\n  - {tenant: a, key: {env: K}}\n  - {tenant: b, key: {env: K}}\n"
+                "routes:\n  x: {targets: []}\n  y: {targets: [a/b, a/b]}\n"
+                "aliases:\n  a: x\n  b: 5\n  c: c\n"
+            ),
+            [
+                "maestro.yaml:1: grace: '1q' is not a duration such as 250ms, 10s, 5m, 1h or 7d",
+                "maestro.yaml:5: gateway.keys[1].key: K is the key of gateway.keys[0] already",
+                "maestro.yaml:7: routes.x.targets: must have at least one entry",
+                "maestro.yaml:8: routes.y.targets: a/b stands 2 times",
+                "maestro.yaml:11: aliases.b: input should be a valid string",
+                "maestro.yaml:12: aliases.c: goes round in a circle: c → c",
+            ],
+        ),
         ("router:\n- 1", ["maestro.yaml:1: router: must be a mapping"]),
         ("- 1", ["maestro.yaml:1: the top is not a mapping"]),
         ("a: [1,", ["maestro.yaml:1: not YAML: expected the node content, but found '<stream end>'"]),
@@ -288,5 +317,5 @@ adapters:
 def test_a_configuration_never_changes(tmp_path: Path) -> None:
     config = load(write(tmp_path, ""), {})
     with pytest.raises(ValueError, match="frozen"):
-        config.grace = 1  # type: ignore[misc]
+        config.grace = 1
     assert isinstance(config, Config)

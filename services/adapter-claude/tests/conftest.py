@@ -1,18 +1,13 @@
-"""What the tests of this adapter share: models, requests, golden files, and providers at a test's own server."""
+"""What the tests of this adapter share: models, requests, translations, and providers at a test's own server."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
-from google.protobuf.json_format import MessageToJson, ParseDict
-from google.protobuf.message import Message
+from google.protobuf.json_format import ParseDict
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro_adapter_claude import models
@@ -21,7 +16,6 @@ from maestro_adapter_claude.provider import ClaudeProvider
 from maestro_adapter_claude.settings import ClaudeSettings
 from maestro_adapter_claude.translate import Outgoing, to_wire
 
-GOLDEN = Path(__file__).with_name("golden")
 API_KEY = "sk-ant-test-key"
 
 Ask = Callable[..., ChatRequest]
@@ -56,21 +50,6 @@ def translate(catalogue: dict[str, ClaudeModel]) -> Translate:
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str, Any], None]:
-    """Compares with a reviewed file; with MAESTRO_GOLDEN=write the file is written anew, to be reviewed."""
-
-    def compare(name: str, got: Any) -> None:
-        path = GOLDEN / name
-        text = json.dumps(got, indent=2, ensure_ascii=False) + "\n"
-        if os.environ.get("MAESTRO_GOLDEN") == "write":
-            path.write_text(text, encoding="utf-8")
-        # As text, so that the order of keys and 1 against 1.0 count.
-        assert text == path.read_text(encoding="utf-8")
-
-    return compare
-
-
-@pytest.fixture(scope="session")
 def provider_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Opens a provider whose API is at a base URL, as an async context manager."""
     key = tmp_path_factory.mktemp("key") / "key"
@@ -86,18 +65,3 @@ def provider_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
             await provider.close()
 
     return opened
-
-
-@pytest.fixture(scope="session")
-def plain() -> Callable[[Any], Any]:
-    """A message, events or a wire body as plain JSON values."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [convert(item) for item in value]
-        if isinstance(value, Message):
-            # Maps of protobuf have no order.
-            return json.loads(MessageToJson(value, preserving_proto_field_name=True, sort_keys=True))
-        return json.loads(orjson.dumps(value))
-
-    return convert

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from maestro_adapter_claude.answer import FINISH_REASONS
 from maestro_adapter_claude.translate import Outgoing, Stream, to_events
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.errors import Overloaded, StreamBroken
+from maestro_sdk.testing.golden import check, plain
 
 STREAMS = sorted(Path(__file__).with_name("golden").glob("streams/*.sse"))
 OUTGOING = Outgoing({}, "claude-sonnet-5", tool_names={"time_now": "time.now"})
@@ -52,12 +53,12 @@ def run(raw: bytes, outgoing: Outgoing = OUTGOING) -> list[ChatEvent]:
 
 
 @pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
-def test_golden_stream(path: Path, plain: Any, golden: Callable[[str, Any], None]) -> None:
+def test_golden_stream(path: Path) -> None:
     stream = Stream(OUTGOING)
     got: dict[str, Any] = {"events": plain(stream.feed(path.read_bytes())), "finished": stream.finished}
     if stream.failure is not None:
         got["failure"] = {"reason": stream.failure.reason, "message": stream.failure.message}
-    golden(f"streams/{path.stem}.events.json", got)
+    check(path.with_name(f"{path.stem}.events.json"), got)
 
 
 @pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)

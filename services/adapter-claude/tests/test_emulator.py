@@ -12,7 +12,7 @@ import pytest_asyncio
 from maestro.llm.v1.chat_pb2 import ChatResponse, FinishReason
 from maestro_adapter_claude.provider import ClaudeProvider
 from maestro_sdk.adapter.fold import fold
-from maestro_sdk.errors import Overloaded, ProviderAuth, RateLimited, UpstreamError
+from maestro_sdk.errors import MaestroError, Overloaded, ProviderAuth, RateLimited, UpstreamError
 from maestro_sdk.testing.servers import Aimock
 
 WEATHER = {"name": "weather", "input_schema": '{"type":"object","properties":{"city":{"type":"string"}}}'}
@@ -121,11 +121,11 @@ async def test_thinking(way: str, emulator: str, ask: Any, provider_at: Any) -> 
     [("limit", RateLimited), ("busy", Overloaded), ("broken", UpstreamError), ("key", ProviderAuth)],
 )
 async def test_errors(
-    way: str, prompt: str, expected: type[Exception], emulator: str, ask: Any, provider_at: Any
+    way: str, prompt: str, expected: type[MaestroError], emulator: str, ask: Any, provider_at: Any
 ) -> None:
     async with provider_at(emulator) as provider:
         with pytest.raises(expected) as caught:
             await answer(provider, ask(prompt), way)
     assert type(caught.value) is expected
     if expected is RateLimited:
-        assert caught.value.retry_after == 1.0  # type: ignore[attr-defined]
+        assert caught.value.retry_after == 1.0

@@ -17,7 +17,10 @@ STREAMS = [path for path in sorted(Path(__file__).with_name("golden").glob("stre
 
 @pytest.fixture(scope="module")
 def sdk() -> Any:
-    return pytest.importorskip("anthropic")
+    # Imported late: it takes seconds, and only these tests need it.
+    import anthropic
+
+    return anthropic
 
 
 @pytest.mark.parametrize("raw", [path.read_bytes() for path in STREAMS], ids=[path.stem for path in STREAMS])

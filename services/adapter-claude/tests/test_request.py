@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from google.protobuf.json_format import ParseDict
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro_adapter_claude.models import ClaudeModel
 from maestro_sdk.errors import InvalidRequest, MaestroError, UnsupportedParameter
+from maestro_sdk.testing.golden import check, plain
 
 REQUESTS = sorted(Path(__file__).with_name("golden").glob("requests/*.request.json"))
 TOOL = {"name": "weather", "input_schema": '{"type":"object"}'}
@@ -21,14 +21,14 @@ OTHER = {"name": "clock", "input_schema": '{"type":"object"}'}
 
 
 @pytest.mark.parametrize("path", REQUESTS, ids=lambda path: path.name.removesuffix(".request.json"))
-def test_golden_request(path: Path, translate: Any, plain: Any, golden: Callable[[str, Any], None]) -> None:
+def test_golden_request(path: Path, translate: Any) -> None:
     request = ParseDict(json.loads(path.read_text(encoding="utf-8")), ChatRequest())
     before = request.SerializeToString(deterministic=True)
     outgoing = translate(request)
     got = {"body": plain(outgoing.body), "warnings": plain(outgoing.warnings)}
     if outgoing.betas:
         got["betas"] = list(outgoing.betas)
-    golden("requests/" + path.name.replace(".request.", ".wire."), got)
+    check(path.with_name(path.name.replace(".request.", ".wire.")), got)
     assert request.SerializeToString(deterministic=True) == before, "the request was changed"
 
 
@@ -287,6 +287,7 @@ def _turns(*parts: Any, role: str = "ROLE_USER") -> list[Any]:
         ),
         ({"provider_options": {"anthropic": {"stream": True}}}, InvalidRequest, "provider_options.anthropic.stream"),
         ({"provider_options": {"anthropic": {"model": "x"}}}, InvalidRequest, "provider_options.anthropic.model"),
+        ({"provider_options": {"anthropic": {"x": [float("nan")]}}}, InvalidRequest, "provider_options.anthropic"),
     ],
 )
 def test_what_can_not_be_sent_names_its_place(
@@ -296,6 +297,12 @@ def test_what_can_not_be_sent_names_its_place(
         translate(ask(**fields))
     assert type(caught.value) is error
     assert [violation.field for violation in caught.value.violations] == [path]
+
+
+def test_huge_numbers_of_options_stay_floats(ask: Any, translate: Any) -> None:
+    options = {"anthropic": {"whole": 2.0**53, "huge": 1e300, "below": -1e300}}
+    sent = orjson.loads(orjson.dumps(translate(ask(provider_options=options)).body))
+    assert (sent["whole"], sent["huge"], sent["below"]) == (2**53, 1e300, -1e300)
 
 
 def test_budget_has_to_be_below_max_tokens(ask: Any, translate: Any) -> None:

@@ -71,8 +71,8 @@ async def test_cancelling_a_stream_reaches_the_provider(pieces: int, mesh: Any, 
     begun = time.monotonic()
     call.cancel()
     seen = await server.request()
-    await asyncio.wait_for(seen.closed.wait(), 0.5)
-    assert seen.closed_at - begun < 0.5
+    await asyncio.wait_for(seen.closed.wait(), 5)
+    assert seen.closed_at - begun < 2
 
 
 async def test_cancelling_a_unary_call_reaches_the_provider(mesh: Any, ask: Any) -> None:
@@ -82,8 +82,8 @@ async def test_cancelling_a_unary_call_reaches_the_provider(mesh: Any, ask: Any)
     seen = await server.request()
     begun = time.monotonic()
     call.cancel()
-    await asyncio.wait_for(seen.closed.wait(), 0.5)
-    assert seen.closed_at - begun < 0.5
+    await asyncio.wait_for(seen.closed.wait(), 5)
+    assert seen.closed_at - begun < 2
 
 
 async def test_what_it_tells_of_itself(mesh: Any, catalogue: dict[str, ClaudeModel]) -> None:

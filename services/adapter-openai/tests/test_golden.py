@@ -8,27 +8,19 @@ outputs anew: review the difference.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-from google.protobuf.json_format import MessageToDict, MessageToJson, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro_adapter_openai.models import models
 from maestro_adapter_openai.translate import OPENAI, Stream, to_wire
+from maestro_sdk.testing.golden import check, plain
 
 GOLDEN = Path(__file__).with_name("golden")
 REQUESTS = sorted(path.name.removesuffix(".request.json") for path in GOLDEN.glob("requests/*.request.json"))
 STREAMS = sorted(path.stem for path in GOLDEN.glob("streams/*.sse"))
-
-
-def compare(path: Path, value: Any) -> None:
-    if os.environ.get("MAESTRO_GOLDEN") == "write":
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    # As text, so that the order of keys and 1 against 1.0 count.
-    assert json.dumps(value, indent=2, ensure_ascii=False) + "\n" == path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -37,7 +29,7 @@ def test_request(name: str) -> None:
     request = ParseDict(json.loads(text), ChatRequest())
     wire = to_wire(request, models()[request.model.removeprefix("openai/")].dialect, stream=name in {"text", "options"})
     warnings = [MessageToDict(warning, preserving_proto_field_name=True) for warning in wire.warnings]
-    compare(GOLDEN / f"requests/{name}.wire.json", {"body": json.loads(wire.encode()), "warnings": warnings})
+    check(GOLDEN / f"requests/{name}.wire.json", {"body": json.loads(wire.encode()), "warnings": warnings})
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -45,8 +37,4 @@ def test_stream(name: str) -> None:
     stream = Stream(OPENAI, "gpt-4.1")
     data = (GOLDEN / f"streams/{name}.sse").read_bytes()
     events = [*stream.feed(data), *stream.end()]
-    compare(
-        GOLDEN / f"streams/{name}.events.json",
-        # Maps of protobuf have no order.
-        [json.loads(MessageToJson(event, preserving_proto_field_name=True, sort_keys=True)) for event in events],
-    )
+    check(GOLDEN / f"streams/{name}.events.json", plain(events))

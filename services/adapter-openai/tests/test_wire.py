@@ -206,7 +206,7 @@ async def test_a_finished_stream_does_not_wait_for_its_end(server: FaultServer, 
     began = time.monotonic()
     events = await call(provider, ask(), "stream")
     assert events[-1].WhichOneof("kind") == "finish"
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("pieces", [0, 2])
@@ -217,9 +217,9 @@ async def test_closing_the_stream_closes_the_socket(server: FaultServer, provide
         assert first[0].WhichOneof("kind") == "started"
         seen = await server.request()
         left = time.monotonic()
-    await asyncio.wait_for(seen.closed.wait(), 0.5)
+    await asyncio.wait_for(seen.closed.wait(), 5)
     assert seen.closed_at is not None
-    assert seen.closed_at - left < 0.5
+    assert seen.closed_at - left < 2
 
 
 @both
@@ -231,9 +231,9 @@ async def test_cancelling_closes_the_socket(server: FaultServer, provider: OpenA
     left = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(seen.closed.wait(), 0.5)
+    await asyncio.wait_for(seen.closed.wait(), 5)
     assert seen.closed_at is not None
-    assert seen.closed_at - left < 0.5
+    assert seen.closed_at - left < 2
 
 
 # --- an emulator of the provider --------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_finish() -> None:
     assert data["cost_usd"] == "0.054390"
     assert data["provider_metadata"] == {"anthropic": {"n": 3, "x": 1.5, "list": [True, None, "s"]}}
     assert Frames([]).frames([event(finish=finish)]).endswith(b"id: 1\n\n" + DONE)
-    unknown = orjson.loads(event_bytes(event(finish=chat.Finish(reason=99))))  # type: ignore[arg-type]
+    unknown = orjson.loads(event_bytes(event(finish=chat.Finish(reason=99))))  # pyright: ignore[reportArgumentType] - newer than we are
     assert (unknown["finish_reason"], unknown["cost_usd"]) == ("other", None)
 
 

@@ -270,6 +270,8 @@ def part(**fields: Any) -> dict[str, Any]:
         ({"messages": [USER], "metadata": {"a": 1}}, "metadata.a", "must be a string"),
         ({"messages": [USER], "provider_options": {"p": []}}, "provider_options.p", "must be an object"),
         ({"messages": [USER], "provider_options": {"p": {"n": 2**53 + 1}}}, "provider_options.p.n", "loses digits"),
+        # Beyond 64 bits the parser gives floats.
+        ({"messages": [USER], "provider_options": {"p": {"n": 1e30}}}, "provider_options.p.n", "loses digits"),
     ],
 )
 def test_a_wrong_field_is_named_by_its_path(body: Any, field: str, message: str) -> None:

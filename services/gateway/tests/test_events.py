@@ -73,6 +73,14 @@ async def test_events_of_the_own_tenant_only_and_resume(gateway: Gateway, publis
     assert [event["request_started"]["request_id"] for event in others] == ["r0", "r2"]
 
 
+@pytest.mark.parametrize("kinds", ["request.compleated", "requests.*", "nope", "request.", "*", ">", "job.*.x", "\0"])
+def test_a_kind_that_there_is_not_is_refused(kinds: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_query([("kinds", f"job.*,{kinds}")])
+    assert [violation.field for violation in caught.value.violations] == ["kinds[1]"]
+    assert "request.completed" in caught.value.message
+
+
 async def test_filters(gateway: Gateway, publisher: EventPublisher) -> None:
     publisher.publish(started(1))
     publisher.publish(new_event(JobQueued(job_id="j1", total=3), "job/j1", tenant="acme"))
@@ -104,9 +112,9 @@ async def test_a_bad_query_is_refused_before_the_upgrade(start: Start, query: st
         async with gateway.socket(path=f"/v1/events/stream?{query}"):
             pass
     assert caught.value.status == 400
-    items = [tuple(pair.split("=", 1)) for pair in query.split("&")]
+    items = [(name, value) for name, _, value in (pair.partition("=") for pair in query.split("&"))]
     with pytest.raises(InvalidRequest) as wrong:
-        read_query(items)  # type: ignore[arg-type]
+        read_query(items)
     assert wrong.value.violations[0].field == field
 
 

@@ -75,9 +75,9 @@ async def test_a_caller_that_leaves_cancels_the_adapter(start: Start, fault: Fau
                 await asyncio.sleep(0.005)
     begun = time.monotonic()
     call.cancel()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await provider.abandoned.wait()
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 2
     failed = (await gateway.event("request.failed")).request_failed
     assert failed.failure.http_status == 499
     assert failed.after_content is (stream and fault is Fault.STALL_AFTER_CONTENT)
@@ -90,13 +90,13 @@ async def test_the_callers_deadline_travels_on(start: Start, *, stream: bool) ->
     begun = time.monotonic()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         if stream:
-            await gateway.chats.StreamChat(request(), metadata=metadata(KEY), timeout=0.3).read()
+            await gateway.chats.StreamChat(request(), metadata=metadata(KEY), timeout=1.0).read()
         else:
-            await gateway.chats.Chat(request(), metadata=metadata(KEY), timeout=0.3)
+            await gateway.chats.Chat(request(), metadata=metadata(KEY), timeout=1.0)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await provider.abandoned.wait()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     assert len(provider.requests) == 1
 
 

@@ -183,9 +183,9 @@ async def test_a_caller_that_leaves_cancels_the_adapter(start: Start, fault: Fau
             await call.initial_metadata()
     left = time.monotonic()
     call.cancel()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await provider.abandoned.wait()
-    assert time.monotonic() - left < 0.5
+    assert time.monotonic() - left < 2
     with pytest.raises(asyncio.CancelledError):
         await reading
     failed = (await gateway.event("request.failed")).request_failed
@@ -290,7 +290,7 @@ async def test_the_account_of_a_request(start: Start) -> None:
 
 async def test_unexpected_errors_are_internal_and_tell_nothing(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     gateway = await start(ScriptedProvider())
-    gateway.source.table = None  # type: ignore[assignment] - a fault of our own, of any kind
+    gateway.source.table = None  # pyright: ignore[reportAttributeAccessIssue] - a fault of our own, of any kind
     reply = await gateway.post(question())
     assert (reply.status, reply.json["error"]["reason"]) == (500, "INTERNAL")
     assert "req-of-the-test" in reply.json["error"]["message"]

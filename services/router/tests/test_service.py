@@ -102,7 +102,7 @@ async def test_an_adapter_that_dies_is_down_and_comes_back(tmp_path: Path) -> No
         async def alive() -> AsyncGenerator[None]:
             await adapter.set(serving=True)
             server = grpc.aio.server()
-            from maestro_sdk.testing.servers import register
+            from maestro_sdk.service.registration import register
 
             for servicer in (ChatServicer(adapter.provider), ModelServicer(adapter.provider), adapter.health):
                 register(servicer, server)

@@ -28,7 +28,10 @@ from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
 from maestro.llm.v1.usage_pb2 import Cost, Price, Usage
 
 _FIELDS = frozenset(
-    "name family description context_window max_output_tokens native polyfilled retires tags prices".split()  # noqa: SIM905
+    (
+        *("name", "family", "description", "context_window", "max_output_tokens"),
+        *("native", "polyfilled", "retires", "tags", "prices"),
+    )
 )
 _PRICE_FIELDS = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning", "minimum_charge")
 _NANO = Decimal(10) ** 9
@@ -40,6 +43,29 @@ def load_models(path: Path, provider: str, today: datetime.date | None = None) -
     document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     entries: Sequence[Mapping[str, Any]] = document["models"]
     return sorted((read_model(entry, provider, today) for entry in entries), key=lambda model: model.id)
+
+
+def load_entries(
+    path: Path, default_wire: str, extra: Sequence[Mapping[str, Any]] = ()
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The entries of a `models.yaml` for `read_model`, ordered by name, each with what it accepts on the wire.
+
+    That is one of the file's groups under `wire`: the one that the entry's own `wire` names, else `default_wire`. An
+    entry of `extra` adds a model, or changes the fields of the one with its name. Raises `ValueError` for an unknown
+    group.
+    """
+    document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    groups: Mapping[str, Mapping[str, Any]] = document["wire"]
+    entries: dict[str, dict[str, Any]] = {str(entry["name"]): dict(entry) for entry in document["models"]}
+    for entry in extra:
+        entries.setdefault(str(entry.get("name", "")), {}).update(entry)
+    found: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+    for name in sorted(entries):
+        group = str(entries[name].pop("wire", default_wire))
+        if group not in groups:
+            raise ValueError(f"model {name}: wire {group!r} is not one of {', '.join(groups)}")
+        found.append((entries[name], groups[group]))
+    return found
 
 
 def read_model(entry: Mapping[str, Any], provider: str, today: datetime.date | None = None) -> Model:

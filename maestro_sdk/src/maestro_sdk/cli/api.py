@@ -34,11 +34,16 @@ class Api:
         return self._ask("POST", path, None if body is None else json.dumps(body).encode())
 
     def _ask(self, method: str, path: str, body: bytes | None) -> Any:
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=self._timeout)
+        try:
+            parts = urlsplit(self.url)
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            connection = kind(parts.hostname or "", parts.port, timeout=self._timeout)
+        except (ValueError, http.client.InvalidURL) as error:
+            raise ApiError(f"{self.url} is no address: {error}") from None
         headers = {"content-type": "application/json", "connection": "close"}
         if self._key:
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise ApiError("the key has characters that no key has")
             headers["authorization"] = f"Bearer {self._key}"
         try:
             connection.request(method, parts.path + path, body, headers)

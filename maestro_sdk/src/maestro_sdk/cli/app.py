@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 
 from maestro_sdk.cli import views
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.conformance import conformance
 from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.target import NoTarget, Target, data_folder, find_target
 from maestro_sdk.cli.up import Options, configured, running, start, stop
@@ -34,6 +35,7 @@ app.add_typer(config_app, name="config", rich_help_panel="The mesh")
 
 _MESH = "The mesh"
 _ASK = "Ask it"
+_BUILD = "Build for it"
 
 File = Annotated[Path | None, typer.Option("--config", help="Configuration file.", show_default="./maestro.yaml")]
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder.", show_default="from the configuration")]
@@ -156,6 +158,9 @@ def explain(
         if not as_json:
             typer.echo(f"would fail: {answer['error']['message']}", err=True)
         raise typer.Exit(1)
+
+
+app.command(rich_help_panel=_BUILD)(conformance)
 
 
 @config_app.command("check")

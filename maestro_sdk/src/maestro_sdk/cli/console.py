@@ -74,3 +74,5 @@ class Console:
             self._rich.print(text)
         except (BrokenPipeError, ValueError):
             self._broken = True
+        except OSError:
+            return  # a log on a full disk: this line is lost, later ones may not be

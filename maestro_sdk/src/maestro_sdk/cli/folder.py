@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+_LEAST_SPACE = 16 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,23 @@ class Folder:
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, name: str, text: str) -> Path:
-        """Writes a file of this run, readable by its owner only, and returns its path."""
+        """Writes a file of this run, readable by its owner only, and returns its path. Raises `OSError`."""
         path = self.run / name
         beside = path.with_name(f".{name}.{os.getpid()}")
-        beside.write_text("")
-        beside.chmod(0o600)
-        beside.write_text(text)
-        beside.replace(path)
+        try:
+            beside.write_text("")
+            beside.chmod(0o600)
+            beside.write_text(text)
+            beside.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
         return path
+
+    def is_full(self) -> bool:
+        """Whether nothing can be written here for want of space."""
+        return shutil.disk_usage(self.root).free < _LEAST_SPACE
 
     def lock(self) -> int | None:
         """Takes the lock and returns its descriptor, which holds it until this process ends; None when it is taken."""
@@ -124,17 +137,24 @@ class Folder:
 
 
 class LogFile:
-    """Appends lines; at `limit` bytes the file becomes `NAME.1`, and so on up to `keep` old ones."""
+    """Appends lines; at `limit` bytes the file becomes `NAME.1`, and so on up to `keep` old ones.
+
+    Where a line can't be written, on a full disk above all, it is lost, and nothing else is.
+    """
 
     def __init__(self, path: Path, *, limit: int = 10 * 2**20, keep: int = 3) -> None:
         self._path = path
         self._limit = limit
         self._keep = keep
-        self._file = path.open("ab")
+        # Without a buffer: what could not be written must not wait in one, and fail again when it is closed.
+        self._file = path.open("ab", buffering=0)
 
     def write(self, line: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._append(line)
+
+    def _append(self, line: bytes) -> None:
         self._file.write(line + b"\n")
-        self._file.flush()
         if self._file.tell() >= self._limit:
             self._file.close()
             for number in range(self._keep, 0, -1):
@@ -142,7 +162,7 @@ class LogFile:
                 newer = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
                 if newer.exists():
                     newer.replace(older)
-            self._file = self._path.open("ab")
+            self._file = self._path.open("ab", buffering=0)
 
     def close(self) -> None:
         self._file.close()

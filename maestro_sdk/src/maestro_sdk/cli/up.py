@@ -61,7 +61,10 @@ def start(options: Options, environment: Mapping[str, str], console: Console) ->
         for problem in error.problems:
             console.problem(str(problem))
         return 1
-    except (OSError, TemplateError) as error:
+    except OSError as error:
+        console.problem(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
+    except TemplateError as error:
         console.problem(str(error))
         return 1
     if not config.enabled_adapters(environment):
@@ -162,6 +165,8 @@ def _start_behind(
     if log.exists():
         for line in log.read_text(errors="replace").splitlines()[-20:]:
             console.say(f"  {line}")
+    if folder.is_full():
+        console.problem(f"no space is left for {folder.root}")
     console.problem(f"the mesh did not start; more in {folder.log}")
     return 1
 

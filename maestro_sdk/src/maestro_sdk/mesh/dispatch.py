@@ -16,6 +16,7 @@ from typing import Protocol
 import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, Finish, StreamChatResponse
+from maestro.llm.v1.chat_pb2 import Warning as ChatWarning
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro.router.v1.router_pb2 import Outcome
 from maestro_sdk.errors import (
@@ -27,7 +28,7 @@ from maestro_sdk.errors import (
     from_rpc_error,
 )
 from maestro_sdk.mesh.backends import Backends, ChatCall
-from maestro_sdk.mesh.needs import Needs
+from maestro_sdk.mesh.needs import Needs, unserved
 from maestro_sdk.mesh.plan import LocalState, Plan, plan, refusal
 from maestro_sdk.mesh.table import Backend, Route, Table
 
@@ -100,6 +101,7 @@ class Dispatcher:
         self, request: ChatRequest, needs: Needs, trail: Trail, deadline: float | None = None
     ) -> ChatResponse:
         """The whole answer; `deadline` is of the monotonic clock. Raises the last error, with what was tried."""
+        warnings = unserved(request)
         route, deadline = self._begin(needs, trail, deadline)
         async for attempt in self._attempts(route, trail, deadline):
             try:
@@ -113,6 +115,11 @@ class Dispatcher:
             finally:
                 self._end(attempt)
             response.attempt = attempt.number
+            if warnings:
+                # As in a stream, where they come right after `started`.
+                warnings += response.warnings
+                del response.warnings[:]
+                response.warnings.extend(warnings)
             attempt.first_event = trail.first_content = attempt.ended
             trail.usage = response.usage
             trail.finish = Finish(reason=response.finish_reason, usage=response.usage)
@@ -129,12 +136,13 @@ class Dispatcher:
 
         Raises the error of the last attempt; after content was handed on, its metadata says `after_content`.
         """
+        warnings = unserved(request)
         route, deadline = self._begin(needs, trail, deadline)
         async for attempt in self._attempts(route, trail, deadline):
             request.model = attempt.backend.model
             call = self._backends.stream_chat(attempt.backend, request, _least(deadline, attempt.begun, 0.0))
             watch = _Watch(call, route.first_event_timeout, route.idle_timeout)
-            course = _Course(attempt, trail)
+            course = _Course(attempt, trail, warnings)
             try:
                 while isinstance(message := await call.read(), StreamChatResponse):
                     if message.events:
@@ -264,10 +272,10 @@ class Dispatcher:
 class _Course:
     """One attempt's stream as it goes: what is held back, whether content was handed on, and whether it ended."""
 
-    __slots__ = ("_attempt", "_held", "_trail", "committed", "finished")
+    __slots__ = ("_attempt", "_held", "_trail", "_warnings", "committed", "finished")
 
-    def __init__(self, attempt: Attempt, trail: Trail) -> None:
-        self._attempt, self._trail = attempt, trail
+    def __init__(self, attempt: Attempt, trail: Trail, warnings: Sequence[ChatWarning]) -> None:
+        self._attempt, self._trail, self._warnings = attempt, trail, warnings
         self._held: list[ChatEvent] = []
         self.committed = False
         self.finished = False
@@ -307,6 +315,9 @@ class _Course:
         if first.WhichOneof("kind") != "started":
             raise StreamBroken("the adapter's first event is not `started`")
         first.started.attempt = self._attempt.number
+        if self._warnings:
+            ours = [ChatEvent(warning=warning) for warning in self._warnings]
+            message = StreamChatResponse(events=[first, *ours, *message.events[1:]])
         self.committed = True
         return message
 

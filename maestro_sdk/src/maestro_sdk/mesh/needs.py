@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, Routing, ToolChoiceMode
+from maestro.llm.v1.chat_pb2 import Warning as ChatWarning
 from maestro.llm.v1.message_pb2 import Part
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.router.v1.router_pb2 import RequestFeatures
+from maestro_sdk.errors import UnsupportedParameter, Violation
 
 _NO_ROUTING = Routing()
+_UNSERVED = ("session_key", "max_cost_usd", "strategy", "deterministic")
 
 # Parts that only a model with the feature can read. Other parts are part of every chat.
 _PART_FEATURES = {
@@ -86,6 +89,21 @@ def features_from_needs(needs: Needs) -> RequestFeatures:
         tenant=needs.tenant,
         metadata=needs.metadata,
     )
+
+
+def unserved(request: ChatRequest) -> list[ChatWarning]:
+    """Warnings for wishes that routing does not serve yet. Raises `UnsupportedParameter` under `strict`."""
+    if not request.HasField("routing"):
+        return []
+    fields = [f"routing.{name}" for name in _UNSERVED if getattr(request.routing, name)]
+    if fields and request.strict:
+        raise UnsupportedParameter(
+            f"{', '.join(fields)}: not served yet; leave it out, or leave `strict` out to get a warning instead",
+            violations=[Violation(field, "is not served yet") for field in fields],
+        )
+    return [
+        ChatWarning(code="unsupported_parameter", message=f"{field} has no effect yet", field=field) for field in fields
+    ]
 
 
 def mask(features: Iterable[Feature.ValueType]) -> int:

@@ -24,7 +24,7 @@ Path_ = tuple[str | int, ...]
 """Keys and indexes from the top of the configuration down to a value."""
 
 # `$${` stands for a plain `${`.
-_REFERENCE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)?(?::-(?P<default>[^}]*))?\}")
+_REFERENCE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)?(?::-(?P<default>[^}]*))?\}|\$\{")
 _MAP, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
@@ -118,6 +118,7 @@ def overlay(document: Document, env: Mapping[str, str]) -> None:
 def note_invalid(document: Document, error: ValidationError, model: type[BaseModel], prefix: Path_ = ()) -> None:
     """Notes every finding of pydantic as a problem of the document; `prefix` is where the model's data stand in it."""
     findings = error.errors(include_url=False)
+    told = {problem.path for problem in document.problems}  # a value that could not even be read
     for details in findings:
         loc = details["loc"]
         # A list whose entries are all wrong is reported as too short as well.
@@ -125,7 +126,8 @@ def note_invalid(document: Document, error: ValidationError, model: type[BaseMod
             len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in findings
         ):
             continue
-        document.add(prefix + loc, _sentence(details, model))
+        if dotted(prefix + loc) not in told:
+            document.add(prefix + loc, _sentence(details, model))
 
 
 def dotted(path: Path_) -> str:
@@ -164,7 +166,7 @@ def _read(document: Document, text: str, name: str, env: Mapping[str, str] | Non
     except yaml.YAMLError:
         document.problems.append(Problem(name, "", "not YAML: it holds characters that YAML doesn't allow"))
     except RecursionError:
-        document.problems.append(Problem(name, "", "an alias contains itself"))
+        document.problems.append(Problem(name, "", "is nested too deep, or an alias contains itself"))
     return None
 
 
@@ -241,7 +243,8 @@ class _Reader:
         if match[0] == "$${":
             return "${"
         if not name:
-            self._problem(node, path, f"{match[0]} names no variable; write $${{ for a plain ${{")
+            found = match[0] if match[0] != "${" else f"{match.string[match.start() :][:32]!r}"
+            self._problem(node, path, f"{found} names no variable; write $${{ for a plain ${{")
             return ""
         value = env.get(name)
         if value or (value is not None and default is None):

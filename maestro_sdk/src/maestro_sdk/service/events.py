@@ -43,7 +43,7 @@ _FIELDS = {
 _WINDOW = 512
 """Events in flight at once."""
 _LINGER = 0.02
-"""Seconds that the first event of a burst waits for company: one flush and one wake-up for all of them."""
+"""Seconds that a window waits for company unless it is full: one flush and one wake-up for all of its events."""
 _ACK_TIMEOUT = 5.0
 _RETRY = 1.0
 """Seconds before what was refused is tried again."""
@@ -220,7 +220,6 @@ class EventPublisher:
                 self._idle.set()
             self._wake.clear()
             await self._wake.wait()
-            await asyncio.sleep(_LINGER)
         elif not self._link.up:
             self._spill()
             await asyncio.sleep(0 if self._queue else _LINGER)
@@ -236,6 +235,10 @@ class EventPublisher:
             if settled < len(records) and self._link.up:
                 await asyncio.sleep(_RETRY)
         else:
+            if len(self._queue) < _WINDOW:
+                await asyncio.sleep(_LINGER)
+                if not self._link.up:
+                    return
             events = [self._queue.popleft() for _ in range(min(_WINDOW, len(self._queue)))]
             await self._send(events, [event.SerializeToString() for event in events])
             self._delivered += len(events) - len(self._hand)

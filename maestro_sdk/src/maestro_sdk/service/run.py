@@ -1,4 +1,4 @@
-"""The whole main of a service, `run("gateway", build)`, and of an adapter, `run("adapter-x", adapter("x", build))`.
+"""The whole main of a service: `run("gateway", build)`.
 
 Loads the configuration, serves with health and reflection on uvloop, and drains on SIGTERM: health says NOT_SERVING,
 streams in flight get the grace period to end, then everything closes. A second signal ends the process at once.
@@ -13,8 +13,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,12 +23,11 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from maestro_sdk.adapter.provider import Provider
-from maestro_sdk.adapter.servicer import ChatServicer, ModelServicer
 from maestro_sdk.service.channel import MAX_MESSAGE
 from maestro_sdk.service.config_file import ConfigError
 from maestro_sdk.service.interceptors import Authenticate, MeshInterceptor
-from maestro_sdk.service.settings import AdapterConfig, Config, load
+from maestro_sdk.service.registration import register
+from maestro_sdk.service.settings import Config, load
 from maestro_sdk.service.telemetry import Telemetry, set_up_logging, set_up_telemetry
 
 _log = logging.getLogger(__name__)
@@ -37,6 +36,10 @@ _health: Any = grpc_health  # its asyncio half has no types
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # Above what Envoy lets through (60 KiB, 100 headers) and refuses in plain words. gRPC would answer as if it were
+    # overloaded: above 16 KiB always, above 8 KiB by chance.
+    ("grpc.max_metadata_size", 96 * 1024),
+    ("grpc.absolute_max_metadata_size", 96 * 1024),
     # Two servers on one port would share its connections silently: the second one must fail instead.
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
@@ -86,7 +89,6 @@ Build: TypeAlias = Callable[[Config], AbstractAsyncContextManager[Service]]
 
 def run(name: str, build: Build) -> None:
     """Serves until SIGTERM or SIGINT, then exits: 0 after a clean end, 2 for a wrong configuration, else 1."""
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # we never fork; its hooks cost something on every call
     try:
         config = load()
     except ConfigError as error:
@@ -100,30 +102,6 @@ def run(name: str, build: Build) -> None:
     finally:
         telemetry.shut_down()
     sys.exit(code)
-
-
-def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Build:
-    """Serves the provider that `build` makes, as the adapter `name` of the configuration.
-
-    A provider that is itself a servicer of further services (embeddings, files, batches) serves those too.
-    """
-
-    @asynccontextmanager
-    async def build_service(config: Config) -> AsyncGenerator[Service]:
-        found = config.adapters.get(name)
-        if found is None:
-            known = ", ".join(config.adapters) or "none"
-            raise ConfigError([config.problem_at(f"adapters.{name}", f"is missing; there are: {known}")])
-        provider = build(config, found)
-        try:
-            servicers: list[object] = [ChatServicer(provider), ModelServicer(provider)]
-            if next(_served(provider), None) is not None:
-                servicers.append(provider)
-            yield Service(address=found.address, servicers=servicers, ready=provider.check)
-        finally:
-            await provider.close()
-
-    return build_service
 
 
 class _Stop:
@@ -149,7 +127,8 @@ async def _main(name: str, config: Config, build: Build, telemetry: Telemetry) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.on_signal, name, number)
     try:
-        await _serve(name, config, build, telemetry, stop)
+        with _patient_threads():
+            await _serve(name, config, build, telemetry, stop)
     except ConfigError as error:
         return _complaint(error)
     except _CannotListen as error:
@@ -173,7 +152,7 @@ async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, 
         )
         server = grpc.aio.server(interceptors=(*telemetry.server_interceptors(), interceptor), options=_OPTIONS)
         statuses = _health.aio.HealthServicer()
-        names = _register(server, (*service.servicers, statuses))
+        names = [name for servicer in (*service.servicers, statuses) for name in register(servicer, server)]
         reflection.enable_server_reflection(
             (*names, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name), server
         )
@@ -203,6 +182,29 @@ async def _stop(server: grpc.aio.Server, interceptor: MeshInterceptor, grace: fl
     await asyncio.wait((stopped,), timeout=grace)
     interceptor.end_all()
     await stopped
+
+
+@contextmanager
+def _patient_threads() -> Generator[None]:
+    """gRPC's threads never take a core from the event loop, for which they work.
+
+    Every message wakes the thread that polls. Where all cores are busy, Linux would let it run at once, in the middle
+    of the loop's work, to find one message; as a batch thread it runs when the loop waits, and finds them all.
+    """
+    batch = sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
+    try:
+        if batch:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError:  # a sandbox may forbid it
+        batch = False
+    # Threads inherit the policy of the one that starts them.
+    grpc.aio.init_grpc_aio()
+    if batch:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        grpc.aio.shutdown_grpc_aio()
 
 
 def _settle_memory() -> None:
@@ -261,29 +263,6 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _CannotListen(f"can't listen on {address}: {reason}") from None
-
-
-def _register(server: grpc.aio.Server, servicers: Sequence[object]) -> list[str]:
-    """Registers every servicer with its generated function; returns the full names of the services."""
-    names: list[str] = []
-    for servicer in servicers:
-        found = list(_served(servicer))
-        if not found:
-            raise TypeError(f"{type(servicer).__name__} derives from no generated servicer")
-        for add, name in found:
-            add(servicer, server)
-            names.append(name)
-    return names
-
-
-def _served(servicer: object) -> Iterator[tuple[Callable[[object, grpc.aio.Server], None], str]]:
-    """What a servicer serves, found from its generated base in `x_pb2_grpc` and the descriptor beside it in `x_pb2`."""
-    for cls in type(servicer).__mro__:
-        if cls.__module__.endswith("_pb2_grpc") and cls.__name__.endswith("Servicer"):
-            generated = sys.modules[cls.__module__]
-            messages = sys.modules[cls.__module__.removesuffix("_grpc")]
-            service = messages.DESCRIPTOR.services_by_name[cls.__name__.removesuffix("Servicer")]
-            yield getattr(generated, f"add_{cls.__name__}_to_server"), service.full_name
 
 
 def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:

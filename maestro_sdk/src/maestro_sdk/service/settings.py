@@ -6,6 +6,8 @@ are a working mesh on loopback. `Config.to_yaml` writes a resolved configuration
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import re
 from collections import Counter
@@ -65,6 +67,8 @@ _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MODEL = re.compile(r"[a-z0-9][a-z0-9_.-]*/\S+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_NATS_URL = re.compile(r"(?:nats|tls|wss?)://[^\s/]+/?")
+_HTTP_URL = re.compile(r"(?:https?://)?[^\s/]+(?:/\S*)?")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SECRET_NAME = re.compile(r"(?:.*_)?(?:api_?key|secret|token|password)", re.IGNORECASE)
 _INLINE = "keys never stand in the file: use {env: NAME} or {file: PATH}"
@@ -192,7 +196,7 @@ class GatewayConfig(Settings):
     address: Address = "127.0.0.1:50051"
     websocket: Address = "127.0.0.1:8081"
     keys: tuple[KeyConfig, ...] = (KeyConfig(tenant="development", key=Secret(env="MAESTRO_KEY")),)
-    max_body: Size = 3 * 2**20
+    max_body: Annotated[Size, Field(ge=1024, le=16 * 2**20)] = 3 * 2**20  # gRPC's messages are bounded, too
     ping: Annotated[Duration, Field(gt=0)] = 15.0
 
 
@@ -284,9 +288,16 @@ class RouteConfig(Settings):
 
 
 class NatsConfig(Settings):
-    """The NATS server."""
+    """The NATS server, or several, separated by commas."""
 
     url: str = "nats://127.0.0.1:4222"
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if not all(_NATS_URL.fullmatch(part.strip()) for part in value.split(",")):
+            raise ValueError("is not an address such as nats://127.0.0.1:4222")
+        return value
 
 
 class EventsConfig(Settings):
@@ -311,6 +322,13 @@ class TelemetryConfig(Settings):
     otlp_endpoint: str = Field(default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str) -> str:
+        if value and not _HTTP_URL.fullmatch(value):
+            raise ValueError(f"{value!r} is not an address such as http://127.0.0.1:4317")
+        return value
 
 
 DEFAULTS = """\
@@ -431,24 +449,50 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Confi
 
 def _validated(document: Document) -> Config:
     base = str(document.data.get("base", ""))
-    config = None
+    dropped: frozenset[str] = frozenset()
     try:
         config = Config.model_validate(document.data, context={"base": base})
     except ValidationError as error:
         note_invalid(document, error, Config)
+        config, dropped = _salvaged(document, error)
     adapters = document.data.get("adapters")
     for path, value in _leaves(adapters, ("adapters",)):
         if len(path) > 3 and path[2] == "settings" and value and isinstance(value, str) and _is_secret_name(path[-1]):
             document.add(path, _INLINE)
     if config is not None:
         for path, message in _contradictions(config):
-            document.add(path, message)
+            # An alias of something that is wrong itself has no fault of its own.
+            if not (path[0] == "aliases" and config.aliases[str(path[1])] in dropped):
+                document.add(path, message)
     if config is None or document.problems:
         raise document.error()
     config._origin = _Origin(document, (), base)  # pyright: ignore[reportPrivateUsage]
     for name, adapter in config.adapters.items():
         adapter._origin = _Origin(document, ("adapters", name), base)  # pyright: ignore[reportPrivateUsage]
     return config
+
+
+def _salvaged(document: Document, error: ValidationError) -> tuple[Config | None, frozenset[str]]:
+    """The configuration without its wrong settings, so that what contradicts itself is told in the same go.
+
+    The second result are the names of adapters, routes and aliases that were left out as a whole.
+    """
+    data = copy.deepcopy(document.data)
+    dropped: set[str] = set()
+    for details in error.errors(include_url=False, include_input=False):
+        path = tuple(itertools.takewhile(lambda part: isinstance(part, str), details["loc"]))
+        if path[:1] in {("adapters",), ("routes",), ("aliases",)}:
+            path = path[:2]
+            dropped.add(str(path[-1]))
+        target: Any = data
+        for name in path[:-1]:
+            target = cast("dict[str, Any]", target).get(name) if isinstance(target, dict) else None
+        if isinstance(target, dict) and path:
+            cast("dict[str, Any]", target).pop(str(path[-1]), None)
+    try:
+        return Config.model_validate(data, context={"base": str(data.get("base", ""))}), frozenset(dropped)
+    except ValidationError:
+        return None, frozenset()
 
 
 def _contradictions(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -115,9 +115,10 @@ class Caller:
             yield socket
 
     async def close(self) -> None:
-        """Drops all connections."""
+        """Drops all connections; the next request opens a new one."""
         if self._session is not None:
-            await self._session.close()
+            session, self._session = self._session, None
+            await session.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ import grpc
 
 from maestro_sdk.service.channel import MAX_MESSAGE
 from maestro_sdk.service.interceptors import MeshInterceptor
+from maestro_sdk.service.registration import register
 
 _AIMOCK = Path("node_modules/@copilotkit/aimock/dist/cli.js")
 
@@ -44,17 +45,6 @@ async def serve(
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(None)
-
-
-def register(servicer: object, server: grpc.aio.Server) -> None:
-    """Adds a servicer to a server, for every generated base class it has. Raises `TypeError` when there is none."""
-    found = False
-    for base in type(servicer).__mro__:
-        if base.__module__.endswith("_pb2_grpc") and base.__name__.endswith("Servicer"):
-            getattr(sys.modules[base.__module__], f"add_{base.__name__}_to_server")(servicer, server)
-            found = True
-    if not found:
-        raise TypeError(f"{type(servicer).__name__} implements no generated service")
 
 
 def free_port() -> int:

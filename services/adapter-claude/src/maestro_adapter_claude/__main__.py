@@ -1,7 +1,8 @@
 """Serves Claude: `python -m maestro_adapter_claude`."""
 
 from maestro_adapter_claude.provider import ClaudeProvider
-from maestro_sdk.service.run import adapter, run
+from maestro_sdk.adapter.service import adapter
+from maestro_sdk.service.run import run
 
 
 def main() -> None:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from maestro.llm.v1.model_pb2 import Model
-from maestro_sdk.adapter.models import read_model
+from maestro_sdk.adapter.models import load_entries, read_model
 
 PROVIDER = "anthropic"
 DEFAULT_WIRE = "adaptive"
@@ -50,24 +48,11 @@ def load(
     `extra` has the fields of `models.yaml`, and an entry with a known name changes the fields that it gives. Raises
     `ValueError` naming the entry that is wrong.
     """
-    document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    groups = {name: _wire_facts(facts) for name, facts in document["wire"].items()}
-    entries: dict[str, Mapping[str, Any]] = {entry["name"]: entry for entry in document["models"]}
-    for entry in extra:
-        name = str(entry.get("name", ""))
-        entries[name] = {**entries.get(name, {}), **entry}
-    models = (_claude_model(entry, groups, today) for entry in entries.values())
-    return {found.model.id: found for found in sorted(models, key=lambda found: found.model.id)}
-
-
-def _claude_model(
-    entry: Mapping[str, Any], groups: Mapping[str, WireFacts], today: datetime.date | None
-) -> ClaudeModel:
-    fields = dict(entry)
-    group = str(fields.pop("wire", DEFAULT_WIRE))
-    if group not in groups:
-        raise ValueError(f"model {fields.get('name')}: wire {group!r} is not one of {', '.join(groups)}")
-    return ClaudeModel(read_model(fields, PROVIDER, today), groups[group])
+    models = [
+        ClaudeModel(read_model(entry, PROVIDER, today), _wire_facts(wire))
+        for entry, wire in load_entries(path, DEFAULT_WIRE, extra)
+    ]
+    return {found.model.id: found for found in models}
 
 
 def _wire_facts(facts: Mapping[str, Any]) -> WireFacts:

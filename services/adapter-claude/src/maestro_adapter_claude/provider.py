@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 import orjson
 
@@ -51,7 +51,7 @@ class ClaudeProvider:
         body = orjson.dumps({**outgoing.body, "stream": True})
         answer = Stream(outgoing)
         with _about(request.model):
-            async with self._wire.stream(PATH, body, self._headers(outgoing)) as chunks, aclosing(chunks):  # type: ignore[type-var]
+            async with self._wire.stream(PATH, body, self._headers(outgoing)) as chunks:
                 async for chunk in chunks:
                     events = answer.feed(chunk)
                     if events:

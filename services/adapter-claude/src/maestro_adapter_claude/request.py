@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from google.protobuf.struct_pb2 import Struct, Value
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 MAX_CACHE_POINTS = 4
 JSON_INSTRUCTION = "Answer with exactly one JSON object and nothing else: no other text and no code fence around it."
 
-_TTL = {CacheTtl.CACHE_TTL_5M: "5m", CacheTtl.CACHE_TTL_1H: "1h"}
+_TTL: Mapping[CacheTtl.ValueType, Literal["5m", "1h"]] = {CacheTtl.CACHE_TTL_5M: "5m", CacheTtl.CACHE_TTL_1H: "1h"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class _Cache:
         if not request.HasField("cache"):
             return
         if ttl := _TTL.get(request.cache.ttl):
-            self.control["ttl"] = ttl  # type: ignore[typeddict-item]
+            self.control["ttl"] = ttl
         if not request.cache.points:
             self.automatic = self.control
             return
@@ -182,7 +183,10 @@ def _plain(value: Value) -> Any:
     match value.WhichOneof("kind"):
         case "number_value":
             # A Struct knows doubles only, the wire wants `1024`, not `1024.0`.
-            return int(value.number_value) if value.number_value.is_integer() else value.number_value
+            number = value.number_value
+            if not math.isfinite(number):
+                raise InvalidRequest.at("provider_options.anthropic", f"holds {number}, which JSON does not know")
+            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
         case "string_value":
             return value.string_value
         case "bool_value":

@@ -1,7 +1,8 @@
 """The process of the adapter."""
 
 from maestro_adapter_local.provider import LocalProvider
-from maestro_sdk.service.run import adapter, run
+from maestro_sdk.adapter.service import adapter
+from maestro_sdk.service.run import run
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Serves OpenAI's models: `python -m maestro_adapter_openai`."""
 
 from maestro_adapter_openai.provider import OpenAIProvider
-from maestro_sdk.service.run import adapter, run
+from maestro_sdk.adapter.service import adapter
+from maestro_sdk.service.run import run
 
 
 def main() -> None:

@@ -99,7 +99,13 @@ class ChatSocket:
             match frame.get("type"):
                 case "chat":
                     name = _name_of(frame)
+                    if self._runs(name):
+                        # Told without the name: the error under it would look like that conversation's end.
+                        taken, name = name, ""
+                        raise InvalidRequest.at("id", f"{taken!r} names a conversation that still runs")
                     self._begin(name, frame, group)
+                    # A `cancel` may stand right behind it. A task that is cancelled before it ran would say nothing.
+                    await asyncio.sleep(0)
                 case "cancel":
                     # One that just ended is no error: the two frames crossed.
                     if (task := self._running.get(_name_of(frame))) is not None:
@@ -111,12 +117,12 @@ class ChatSocket:
         except MaestroError as error:
             await self._tell(name, error, self._call.request_id)
 
+    def _runs(self, name: str) -> bool:
+        return name in self._running and name not in self._over
+
     def _begin(self, name: str, frame: dict[str, Any], group: asyncio.TaskGroup) -> None:
         if self._draining:
             raise NoBackend(GOING_AWAY.decode(), retry_after=1.0)
-        previous = self._running.get(name)
-        if previous is not None and name not in self._over:
-            raise InvalidRequest.at("id", "names a conversation that still runs")
         if len(self._running) >= MOST:
             raise TenantConcurrency(f"{MOST} conversations run on this socket already; wait for one to end")
         document = frame.get("request")
@@ -124,7 +130,10 @@ class ChatSocket:
             raise InvalidRequest.at("request", "must be an object: the body of a chat request")
         self._idle.clear()
         self._over.discard(name)
-        self._running[name] = group.create_task(self._converse(name, cast("dict[str, Any]", document), previous))
+        previous = self._running.get(name)
+        task = group.create_task(self._converse(name, cast("dict[str, Any]", document), previous))
+        self._running[name] = task
+        task.add_done_callback(lambda task: self._forget(name, task))
 
     async def _converse(self, name: str, document: dict[str, Any], previous: asyncio.Task[None] | None) -> None:
         call = Call(new_request_id(), self._call.tenant, self._call.traceparent)
@@ -147,12 +156,13 @@ class ChatSocket:
             log.exception("unexpected error while serving %s", call.request_id)
             text = f"internal error; the log of the gateway tells more under {call.request_id}"
             await self._tell(name, Internal(text), call.request_id)
-        finally:
-            if self._running.get(name) is asyncio.current_task():
-                del self._running[name]
-                self._over.discard(name)
-            if not self._running:
-                self._idle.set()
+
+    def _forget(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._running.get(name) is task:
+            del self._running[name]
+            self._over.discard(name)
+        if not self._running:
+            self._idle.set()
 
     async def _answer(self, name: str, document: dict[str, Any], call: Call) -> None:
         body = read_chat(document)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from aiohttp import ClientConnectionError, WSMsgType, web
 
-from maestro.event.v1.event_pb2 import SubscribeRequest
+from maestro.event.v1.event_pb2 import Event, SubscribeRequest
 from maestro_gateway.json_codec.event import encode_event, encode_notice
 from maestro_sdk.errors import InvalidRequest, Violation
 from maestro_sdk.service.events import Subscription
@@ -22,6 +22,8 @@ PATIENCE = 20.0
 """Seconds that a reader may take nothing before it is dropped."""
 _PARAMETERS = ("kinds", "job", "after", "access_token")
 _NUMBER = re.compile(r"[0-9]{1,19}")
+_KINDS = tuple(field.name.replace("_", ".", 1) for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields)
+_FAMILIES = frozenset(kind.partition(".")[0] + ".*" for kind in _KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ def read_query(items: Iterable[tuple[str, str]]) -> Query:
                 pass
             case _:
                 raise InvalidRequest.at(name[:64], f"is no parameter here; there are {', '.join(_PARAMETERS)}")
+    for index, kind in enumerate(kinds):
+        if kind not in _KINDS and kind not in _FAMILIES:
+            # Nothing would ever come, and nobody would know why.
+            raise InvalidRequest.at(
+                f"kinds[{index}]", f"is no kind of event; there are {', '.join(_KINDS)}, and NAME.*"
+            )
     try:
         validate(SubscribeRequest(kinds=kinds, job_id=job, after_sequence=after))
     except InvalidRequest as error:

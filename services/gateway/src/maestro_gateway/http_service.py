@@ -30,6 +30,7 @@ from maestro_gateway.pulse import Pulse
 from maestro_sdk.errors import Internal, MaestroError, TooLarge, Unauthenticated
 from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.mesh.plan import refusal
+from maestro_sdk.service.interceptors import returns_last
 from maestro_sdk.tracing import REQUEST_ID_KEY
 
 log = logging.getLogger(__name__)
@@ -55,18 +56,15 @@ class HttpService(HttpServiceServicer):
         self._max_body = max_body
         self._ping = ping
 
-    async def Chat(self, request: HttpBody, context: Any) -> None:
+    @returns_last
+    async def Chat(self, request: HttpBody, context: Any) -> HttpBody:
         try:
             self._identify(context)
             self._measure(request)
             body = decode_chat(request.data)
-            if body.stream:
-                await self._stream(body, context)
-                return
-            answer = await self._complete(body, context)
+            return await (self._stream(body, context) if body.stream else self._complete(body, context))
         except Exception as error:  # noqa: BLE001 - the border: every error gets the shape of this API
-            answer = await _refused(context, error)
-        await context.write(answer)
+            return await _refused(context, error)
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> HttpBody:
         async def answer() -> bytes:
@@ -116,8 +114,11 @@ class HttpService(HttpServiceServicer):
         route = trail.plan.route.name if trail.plan is not None else ""
         return HttpBody(content_type=_JSON, data=encode_answer(response, route, body.warnings))
 
-    async def _stream(self, body: ChatBody, context: Any) -> None:
-        """Server-sent events. An error before the first byte is raised; later ones become an event of the stream."""
+    async def _stream(self, body: ChatBody, context: Any) -> HttpBody:
+        """Server-sent events, of which the last ones are returned.
+
+        An error before the first byte is raised; later ones become an event of the stream.
+        """
         call, request = calling(), body.request
         frames = Frames(body.warnings)
         begun = False
@@ -125,11 +126,11 @@ class HttpService(HttpServiceServicer):
         async def send(data: bytes) -> None:
             nonlocal begun
             if begun:
-                await context.write(HttpBody(data=data))
+                await context.write(HttpBody(data=data).SerializeToString())
                 return
             begun = True
             await context.send_initial_metadata((*_SSE_HEADERS, (REQUEST_ID_KEY, call.request_id)))
-            await context.write(HttpBody(content_type=_SSE, data=data))
+            await context.write(HttpBody(content_type=_SSE, data=data).SerializeToString())
 
         try:
             async with Pulse(lambda: send(PING), self._ping) as pulse:
@@ -146,8 +147,9 @@ class HttpService(HttpServiceServicer):
         except Exception as error:
             if not begun:
                 raise
-            known = _known(error)
-            await context.write(HttpBody(data=frames.error(known, call.request_id)))
+            return HttpBody(data=frames.error(_known(error), call.request_id))
+        # Whoever reads has all events by now: they were not held back for the end of the call.
+        return HttpBody()
 
     async def _answer(self, context: Any, make: Callable[[], Awaitable[bytes]]) -> HttpBody:
         """The JSON that `make` gives, or the JSON of its error."""

@@ -147,6 +147,8 @@ class SocketServer:
         except web.HTTPException as error:
             if error.status == 404:
                 return _refusal(request, NotFound(f"nothing is served at {request.path[:200]}"))
+            if error.status == 405:
+                return _refusal(request, NotFound(f"nothing is served at {request.method[:16]} {request.path[:200]}"))
             raise
         except Exception:
             log.exception("unexpected error on %s", request.path)

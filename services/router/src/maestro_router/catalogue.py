@@ -125,7 +125,7 @@ class AdapterWatch:
         )
 
     def _change(self, **facts: object) -> None:
-        fresh = replace(self.view, **facts)  # type: ignore[arg-type]
+        fresh = replace(self.view, **facts)
         if fresh != self.view:
             if fresh.state != self.view.state:
                 state = pb.AdapterState.Name(fresh.state).removeprefix("ADAPTER_STATE_").lower()

@@ -99,7 +99,7 @@ class _JobPriority:
 class _JobPriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPriority.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_PRIORITY_UNSPECIFIED: _JobPriority.ValueType  # 0
-    """NORMAL."""
+    """Not said; means NORMAL."""
     JOB_PRIORITY_LOW: _JobPriority.ValueType  # 1
     """Runs when nothing else waits."""
     JOB_PRIORITY_NORMAL: _JobPriority.ValueType  # 2
@@ -111,7 +111,7 @@ class JobPriority(_JobPriority, metaclass=_JobPriorityEnumTypeWrapper):
     """Names the priority of a job among the jobs of its tenant."""
 
 JOB_PRIORITY_UNSPECIFIED: JobPriority.ValueType  # 0
-"""NORMAL."""
+"""Not said; means NORMAL."""
 JOB_PRIORITY_LOW: JobPriority.ValueType  # 1
 """Runs when nothing else waits."""
 JOB_PRIORITY_NORMAL: JobPriority.ValueType  # 2

@@ -86,7 +86,7 @@ class _ToolChoiceMode:
 class _ToolChoiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoiceMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TOOL_CHOICE_MODE_UNSPECIFIED: _ToolChoiceMode.ValueType  # 0
-    """AUTO."""
+    """Not said; means AUTO."""
     TOOL_CHOICE_MODE_AUTO: _ToolChoiceMode.ValueType  # 1
     """The model decides."""
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
@@ -100,7 +100,7 @@ class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
     """Names a rule for calling tools."""
 
 TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.ValueType  # 0
-"""AUTO."""
+"""Not said; means AUTO."""
 TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
 """The model decides."""
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
@@ -428,7 +428,7 @@ class ResponseFormat(_message.Message):
 
     @_builtins.property
     def json(self) -> Global___JsonFormat:
-        """Any JSON value."""
+        """Any JSON object."""
 
     @_builtins.property
     def json_schema(self) -> Global___JsonSchemaFormat:

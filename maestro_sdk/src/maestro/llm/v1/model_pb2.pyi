@@ -127,7 +127,7 @@ class _Support:
 class _SupportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Support.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SUPPORT_UNSPECIFIED: _Support.ValueType  # 0
-    """NONE."""
+    """Not said; means NONE."""
     SUPPORT_NATIVE: _Support.ValueType  # 1
     """By the model itself."""
     SUPPORT_POLYFILLED: _Support.ValueType  # 2
@@ -139,7 +139,7 @@ class Support(_Support, metaclass=_SupportEnumTypeWrapper):
     """Names how a feature is met."""
 
 SUPPORT_UNSPECIFIED: Support.ValueType  # 0
-"""NONE."""
+"""Not said; means NONE."""
 SUPPORT_NATIVE: Support.ValueType  # 1
 """By the model itself."""
 SUPPORT_POLYFILLED: Support.ValueType  # 2

@@ -28,7 +28,7 @@ class _VectorMetric:
 class _VectorMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VectorMetric.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VECTOR_METRIC_UNSPECIFIED: _VectorMetric.ValueType  # 0
-    """COSINE for a new namespace, its own otherwise."""
+    """Not said; means COSINE for a new namespace, its own otherwise."""
     VECTOR_METRIC_COSINE: _VectorMetric.ValueType  # 1
     """Angle between the vectors."""
     VECTOR_METRIC_DOT_PRODUCT: _VectorMetric.ValueType  # 2
@@ -40,7 +40,7 @@ class VectorMetric(_VectorMetric, metaclass=_VectorMetricEnumTypeWrapper):
     """Names a measure of nearness."""
 
 VECTOR_METRIC_UNSPECIFIED: VectorMetric.ValueType  # 0
-"""COSINE for a new namespace, its own otherwise."""
+"""Not said; means COSINE for a new namespace, its own otherwise."""
 VECTOR_METRIC_COSINE: VectorMetric.ValueType  # 1
 """Angle between the vectors."""
 VECTOR_METRIC_DOT_PRODUCT: VectorMetric.ValueType  # 2

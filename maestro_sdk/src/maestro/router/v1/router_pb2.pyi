@@ -169,7 +169,7 @@ class RouteTable(_message.Message):
 
     @_builtins.property
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]:
-        """Required. Routes in order; the first that matches a request decides."""
+        """Required. Routes, aliases among them; names are distinct. A request reaches a route by its name or, without one, that named "default"."""
 
     @_builtins.property
     def breaker(self) -> Global___BreakerPolicy:
@@ -269,7 +269,7 @@ class Route(_message.Message):
     """Required. Most attempts for one request, at least 1."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
-        """Required. Backends of the route."""
+        """Required. Models of the route, in the order in which "fallback" tries them."""
 
     @_builtins.property
     def first_event_timeout(self) -> _duration_pb2.Duration:
@@ -304,7 +304,7 @@ Global___Route: _TypeAlias = Route  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
-    """Names a backend of a route."""
+    """Names a model of a route: each backend that has it is one of the route's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -57,7 +57,7 @@ class _ToolVisibility:
 class _ToolVisibilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolVisibility.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TOOL_VISIBILITY_UNSPECIFIED: _ToolVisibility.ValueType  # 0
-    """TENANT."""
+    """Not said; means TENANT."""
     TOOL_VISIBILITY_TENANT: _ToolVisibility.ValueType  # 1
     """The tenant that registered it."""
     TOOL_VISIBILITY_MESH: _ToolVisibility.ValueType  # 2
@@ -67,7 +67,7 @@ class ToolVisibility(_ToolVisibility, metaclass=_ToolVisibilityEnumTypeWrapper):
     """Names who sees a tool."""
 
 TOOL_VISIBILITY_UNSPECIFIED: ToolVisibility.ValueType  # 0
-"""TENANT."""
+"""Not said; means TENANT."""
 TOOL_VISIBILITY_TENANT: ToolVisibility.ValueType  # 1
 """The tenant that registered it."""
 TOOL_VISIBILITY_MESH: ToolVisibility.ValueType  # 2

@@ -71,7 +71,7 @@ _BY_STATUS: Mapping[int, type[MaestroError]] = {
     504: Timeout,
     529: Overloaded,
 }
-_TODO: Mapping[type[MaestroError], str] = {
+_ADVICE: Mapping[type[MaestroError], str] = {
     ContextTooLong: "shorten the conversation or choose a model with a larger window",
     ProviderAuth: "check the adapter's key and what it is allowed to use",
     ProviderQuota: "add credit or raise the spending limit at the provider; waiting does not help",
@@ -152,12 +152,12 @@ def _error(provider: str, status: int, failure: Failure, wait: float | None, req
     said = "the provider refuses the mesh's own credentials" if cls is ProviderAuth else failure.message
     if not said:
         said = f"the provider answered HTTP {status}" if status else "the provider reported an error"
-    todo = _TODO.get(cls)
+    advice = _ADVICE.get(cls)
     violations: list[Violation] = []
     if issubclass(cls, InvalidRequest) and failure.param:
         field = _FIELDS.get(failure.param, failure.param if failure.param in _OWN_FIELDS else "")
         violations = [Violation(field, failure.message)] if field else []
-    message = f"{provider}: {said[:_LONGEST_MESSAGE]}" + (f" ({todo})" if todo else "")
+    message = f"{provider}: {said[:_LONGEST_MESSAGE]}" + (f" ({advice})" if advice else "")
     return cls(message, retry_after=wait, violations=violations, metadata=metadata)
 
 

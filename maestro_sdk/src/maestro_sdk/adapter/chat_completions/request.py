@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -251,7 +252,9 @@ def plain_value(value: Value) -> Any:
     match value.WhichOneof("kind"):
         case "number_value":
             number = value.number_value
-            return int(number) if number.is_integer() else number
+            if not math.isfinite(number):
+                raise InvalidRequest.at("provider_options", f"holds {number}, which JSON does not know")
+            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
         case "string_value":
             return value.string_value
         case "bool_value":

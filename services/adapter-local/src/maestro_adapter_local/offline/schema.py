@@ -411,7 +411,7 @@ def _check_patterns(value: Any, pointer: str, depth: int) -> bool:
             if key in ("const", "enum", "default", "examples"):
                 continue
             place = f"{pointer}/{key}"
-            expressions: list[Any] = [below] if key == "pattern" else list(below) if key == "patternProperties" else []  # pyright: ignore[reportUnknownArgumentType]
+            expressions: list[Any] = [below] if key == "pattern" else list(below) if key == "patternProperties" else []
             for expression in expressions:
                 if isinstance(expression, str):
                     quick = _is_quick(expression, place) and quick

@@ -300,7 +300,7 @@ def _check_struct(value: Any, path: Path, depth: int) -> None:
         items = cast("Iterable[tuple[Any, Any]]", value.items() if kind is dict else enumerate(value))
         for key, item in items:
             _check_struct(item, (path, key), depth + 1)
-    elif kind is int and abs(value) > _DIGITS:
+    elif (kind is int or kind is float) and abs(value) > _DIGITS:
         raise wrong(path, "is a whole number above 2^53, which loses digits here; send it as a string")
 
 

@@ -1,0 +1,41 @@
+"""`maestro conformance`: proves a server against the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def conformance(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Server to prove.")],
+    *,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model to ask.", show_default="the one with most features")
+    ] = "",
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write the report as JSON.", show_default=False)
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Most seconds per answer.")] = 60.0,
+    key: Annotated[
+        str, typer.Option("--key", envvar="MAESTRO_KEY", help="Key, for a gateway.", show_default=False)
+    ] = "",
+) -> None:
+    """Prove that a server keeps the contract, case by case.
+
+    Works against any server of the contract, in any language: an adapter, or a gateway. The model is asked about fifty
+    small questions, so a paid one costs a few cents. Exit code 0 means that it conforms.
+    """
+    from maestro_sdk.conformance.report import line
+    from maestro_sdk.conformance.suite import prove
+
+    found = asyncio.run(
+        prove(address, model=model, timeout=timeout, key=key, watch=lambda outcome: typer.echo(line(outcome)))
+    )
+    typer.echo("\n" + "\n".join([*found.tail(), found.head()]))
+    if report is not None:
+        report.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+    raise typer.Exit(0 if found.passed else 1)

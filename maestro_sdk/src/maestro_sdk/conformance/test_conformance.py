@@ -1,0 +1,47 @@
+"""The suite under pytest: one test per case, all read from one run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from maestro_sdk.conformance.outcome import Verdict
+from maestro_sdk.conformance.report import Report
+from maestro_sdk.conformance.suite import CASES, prove
+from maestro_sdk.conformance.target import TIMEOUT
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> Report:
+    """The run against `--maestro-target`; written to `--maestro-report` where given."""
+    config = request.config
+    address = config.getoption("--maestro-target")
+    if not address:
+        pytest.fail("say what to prove: --maestro-target HOST:PORT", pytrace=False)
+    found = asyncio.run(
+        prove(
+            str(address),
+            model=str(config.getoption("--maestro-model") or ""),
+            timeout=float(config.getoption("--maestro-timeout") or TIMEOUT),
+            key=str(config.getoption("--maestro-key") or ""),
+        )
+    )
+    if file := config.getoption("--maestro-report"):
+        Path(str(file)).write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_case(name: str, report: Report) -> None:
+    """Passes when the case is proven; skipped when the server does not claim its feature."""
+    outcome = report.of_case(name)
+    if outcome.verdict is Verdict.NOT_DECLARED:
+        pytest.skip(f"{outcome.feature} is not declared")
+    if not outcome.good:
+        where = f"\n  where:    {outcome.where}" if outcome.where else ""
+        said = f"{outcome.title}: {outcome.verdict.value}\n  seen:     {outcome.seen}{where}"
+        pytest.fail(f"{said}\n  contract: {outcome.contract}", pytrace=False)
