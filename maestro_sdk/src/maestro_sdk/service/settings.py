@@ -486,7 +486,7 @@ def _salvaged(document: Document, error: ValidationError) -> tuple[Config | None
             dropped.add(str(path[-1]))
         target: Any = data
         for name in path[:-1]:
-            target = cast("dict[str, Any]", target).get(name) if isinstance(target, dict) else None
+            target = cast("dict[str, Any]", target).get(str(name)) if isinstance(target, dict) else None
         if isinstance(target, dict) and path:
             cast("dict[str, Any]", target).pop(str(path[-1]), None)
     try:
