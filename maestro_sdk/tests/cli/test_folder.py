@@ -69,15 +69,14 @@ def test_a_console_on_a_full_disk_goes_on_when_there_is_space_again() -> None:
 
         def flush(self) -> None:
             if self.full:
-                self.truncate(0)
                 raise OSError(errno.ENOSPC, "No space left on device")
 
     disk = Disk()
     console = Console(disk)
-    console.problem("lost")
+    console.problem("held up")
     disk.full = False
     console.problem("told")
-    assert disk.getvalue().strip("\0") == "told\n"
+    assert disk.getvalue().endswith("told\n")
 
 
 def test_a_state_that_could_not_be_written_leaves_nothing_behind(folder: Folder) -> None:

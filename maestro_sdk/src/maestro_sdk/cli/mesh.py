@@ -19,6 +19,7 @@ from maestro_sdk.cli.rendering import reachable
 from maestro_sdk.cli.supervisor import Group, Process, open_group
 from maestro_sdk.service.settings import Config
 
+_AGAIN = 2.0
 START_LIMIT = 60.0
 """Seconds that a start may take."""
 
@@ -210,5 +211,6 @@ class Mesh:
             if not self._is_unwritable:
                 self._console.problem(f"the state can't be written to {self._folder.run}: {error.strerror}")
             self._is_unwritable = True
+            asyncio.get_running_loop().call_later(_AGAIN, self._write_state)
         else:
             self._is_unwritable = False

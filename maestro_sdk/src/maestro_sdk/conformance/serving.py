@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -51,8 +52,6 @@ async def reflection(target: Target) -> str:
             break
         except grpc.aio.AioRpcError as error:
             trouble = str(refusal_of(error))
-            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
-                break
     where = "ServerReflection.list_services"
     expect(listed, trouble or "no service", where)
     missing = [name for name in SERVICES if name not in listed]
@@ -68,11 +67,13 @@ async def _listed(target: Target, version: str) -> set[str]:
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
 
-    async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
-        yield reflection_pb2.ServerReflectionRequest(list_services="")
-
     names: set[str] = set()
-    async for answer in call(requests(), timeout=5):
+    asked = call(timeout=5)
+    # Written by hand: an iterator of requests would cancel the call, were it refused while the request goes out.
+    with suppress(asyncio.InvalidStateError):
+        await asked.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        await asked.done_writing()
+    async for answer in asked:
         names |= {service.name for service in answer.list_services_response.service}
     return names
 
