@@ -18,6 +18,7 @@ from maestro_sdk import errors
 from maestro_sdk.errors import InvalidRequest, MaestroError, RateLimited, Unauthenticated, Violation, from_rpc_error
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.interceptors import MeshInterceptor, returns_last, validate
+from maestro_sdk.service.validation import VALIDATED
 from maestro_sdk.tracing import Call, current_call
 
 # The generated stubs do not tell their asynchronous kind from the other one.
@@ -358,6 +359,19 @@ async def test_a_request_that_breaks_a_rule_reaches_no_handler() -> None:
         assert isinstance(await failure(upload), InvalidRequest)
     assert chats.calls == []
     assert not chats.ended.is_set()
+
+
+async def test_what_a_service_validated_is_not_validated_again() -> None:
+    chats = Chats()
+    broken = chat_pb2.ChatRequest()
+    async with served(chats) as (channel, _):
+        assert (await ChatStub(channel).Chat(broken, metadata=[VALIDATED])).response_id == "r"
+        assert isinstance(await failure(ChatStub(channel).Chat(broken)), InvalidRequest)
+    # Where callers come from outside, nobody is believed.
+    async with served(chats, authenticate=authenticate) as (channel, _):
+        call = ChatStub(channel).Chat(broken, metadata=[VALIDATED, ("authorization", "Bearer good")])
+        assert isinstance(await failure(call), InvalidRequest)
+    assert len(chats.calls) == 1
 
 
 async def test_bytes_that_are_no_message_are_the_callers_fault(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,8 +11,8 @@ import email.utils
 import math
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 
 import aiohttp
 from yarl import URL
@@ -21,6 +21,9 @@ from maestro_sdk.errors import MaestroError, StreamBroken, Timeout, UpstreamErro
 
 ToError = Callable[[int, bytes, Mapping[str, str]], MaestroError]
 """Maps a refused call: status, body, headers (lower-case names)."""
+
+_FAILURES = (TimeoutError, aiohttp.ClientError, OSError)
+"""What the transport raises."""
 
 
 class HttpWire:
@@ -45,15 +48,19 @@ class HttpWire:
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
         """The answer's body. Raises what `to_error` says for a status of 400 or more, or a transport error."""
-        with self._meaning():
+        try:
             async with self._open().post(self._url(path), data=body, headers=headers) as response:
                 return await self._content(response)
+        except _FAILURES as error:
+            raise self._meaning(error) from error
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The answer's body of a GET, with the errors of `post`."""
-        with self._meaning():
+        try:
             async with self._open().get(self._url(path), headers=headers) as response:
                 return await self._content(response)
+        except _FAILURES as error:
+            raise self._meaning(error) from error
 
     @asynccontextmanager
     async def stream(
@@ -63,13 +70,15 @@ class HttpWire:
 
         A stream that is cut or stalls raises `StreamBroken` or `Timeout` from the iterator.
         """
-        with self._meaning():
+        try:
             async with self._open().post(self._url(path), data=body, headers=headers) as response:
                 if response.status >= 400:
                     await self._content(response)
                 # Closed here and not by the garbage collector: leaving early leaves nothing behind.
                 async with aclosing(self._read(response)) as chunks:
                     yield chunks
+        except _FAILURES as error:
+            raise self._meaning(error) from error
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -82,17 +91,15 @@ class HttpWire:
             raise self._to_error(response.status, content, _plain(response.headers))
         return content
 
-    @contextmanager
-    def _meaning(self) -> Generator[None]:
-        """Turns failures of the transport into errors of the contract."""
-        try:
-            yield
-        except TimeoutError as error:
-            raise Timeout(f"the provider at {self._base_url} did not answer in time") from error
-        except aiohttp.ClientPayloadError as error:
-            raise StreamBroken("the provider's answer was cut") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(f"the provider at {self._base_url} can't be reached: {_say(error)}") from error
+    def _meaning(self, error: Exception) -> MaestroError:
+        """What a failure of the transport means in the contract."""
+        match error:
+            case TimeoutError():
+                return Timeout(f"the provider at {self._base_url} did not answer in time")
+            case aiohttp.ClientPayloadError():
+                return StreamBroken("the provider's answer was cut")
+            case _:
+                return UpstreamError(f"the provider at {self._base_url} can't be reached: {_say(error)}")
 
     @staticmethod
     async def _read(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:

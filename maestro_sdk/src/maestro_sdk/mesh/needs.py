@@ -15,6 +15,8 @@ from maestro_sdk.errors import UnsupportedParameter, Violation
 _NO_ROUTING = Routing()
 _UNSERVED = ("session_key", "max_cost_usd", "strategy", "deterministic")
 
+_CHAT, _STREAMING = 1 << Feature.FEATURE_CHAT, 1 << Feature.FEATURE_STREAMING
+
 # Parts that only a model with the feature can read. Other parts are part of every chat.
 _PART_FEATURES = {
     "image": Feature.FEATURE_VISION,
@@ -40,9 +42,7 @@ class Needs:
 
 def needs_of(request: ChatRequest, tenant: str = "", *, streaming: bool = False) -> Needs:
     """The needs of `request`. Sampling parameters are no needs: a backend without them answers with a warning."""
-    required = mask([Feature.FEATURE_CHAT])
-    if streaming:
-        required |= 1 << Feature.FEATURE_STREAMING
+    required = _CHAT | _STREAMING if streaming else _CHAT
     if request.tools and request.tool_choice.mode != ToolChoiceMode.TOOL_CHOICE_MODE_NONE:
         required |= 1 << Feature.FEATURE_TOOLS
     if request.response_format.WhichOneof("kind") == "json_schema":
@@ -69,7 +69,7 @@ def needs_from_features(features: RequestFeatures) -> Needs:
     """The needs that a caller of the router describes."""
     return Needs(
         model=features.model,
-        required=mask([Feature.FEATURE_CHAT]) | mask(features.required) | mask(features.routing.required),
+        required=_CHAT | mask(features.required) | mask(features.routing.required),
         routing=features.routing if features.HasField("routing") else _NO_ROUTING,
         input_tokens=features.input_tokens,
         max_tokens=features.max_tokens,

@@ -29,7 +29,7 @@ from maestro_sdk.errors import (
     from_rpc_error,
     to_status,
 )
-from maestro_sdk.service.validation import has_rules, validate
+from maestro_sdk.service.validation import VALIDATED, has_rules, validate
 from maestro_sdk.tracing import Call, call_from_metadata, current_call, enter_call
 
 __all__ = ["Authenticate", "MeshInterceptor", "abort", "returns_last", "validate"]
@@ -61,7 +61,10 @@ def returns_last(method: Callable[Arguments, Awaitable[Any]]) -> Callable[Argume
 
 
 class MeshInterceptor(grpc.aio.ServerInterceptor):
-    """`authenticate` may be missing: then the tenant is the one that a service of the mesh says it is."""
+    """`authenticate` may be missing: then callers are services of the mesh.
+
+    The tenant is the one that they name, and a request that they validated is not validated again.
+    """
 
     def __init__(
         self, *, authenticate: Authenticate | None = None, endless: Iterable[str] = (), spans: bool = False
@@ -70,7 +73,8 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         self._authenticate = authenticate
         self._endless = _ENDLESS | frozenset(endless)
         self._spans = spans
-        self._handlers: dict[str, Handler] = {}
+        # By method, and whether the request has to be validated.
+        self._handlers: dict[tuple[str, bool], Handler] = {}
         # Every call that runs, and whether its method is endless.
         self._running: dict[asyncio.Task[Any], bool] = {}
         self._ended: set[asyncio.Task[Any]] = set()
@@ -80,12 +84,13 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         metadata: Metadata = handler_call_details.invocation_metadata
         call = call_from_metadata(metadata)
-        handler = self._handlers.get(method)
+        kind = (method, self._authenticate is not None or VALIDATED not in metadata)
+        handler = self._handlers.get(kind)
         if handler is None:
             original = await continuation(handler_call_details)
             if original is None:
                 return None
-            handler = self._handlers[method] = self._wrapped(method, original)
+            handler = self._handlers[kind] = self._wrapped(*kind, original)
         if self._authenticate is not None and not method.startswith(_OPEN):
             try:
                 call = Call(call.request_id, self._authenticate(metadata, method), call.traceparent)
@@ -111,25 +116,26 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             self._ended.add(task)
             task.cancel()
 
-    def _wrapped(self, method: str, handler: Handler) -> Handler:
+    def _wrapped(self, method: str, unchecked: bool, handler: Handler) -> Handler:
         spec = cast("Any", handler)
         inner = spec.stream_stream or spec.stream_unary or spec.unary_stream or spec.unary_unary
         many: bool = spec.request_streaming
         # gRPC itself would answer bytes that are no such message with UNKNOWN, and log them as a fault of ours.
         parse = None if many else spec.request_deserializer
-        behaviour = self._behaviour(method, inner, parse, many=many)
+        checks = unchecked and _has_rules(method)
+        behaviour = self._behaviour(method, inner, parse, many=many, checks=checks)
         if getattr(inner, "returns_last", False):
             # One response or many is the same on the wire: to this server it is a unary method that also writes.
             return grpc.unary_unary_rpc_method_handler(behaviour, None, spec.response_serializer)
         return _handler_like(handler, behaviour, reads=many)
 
-    def _behaviour(self, method: str, inner: Any, parse: Parse | None, *, many: bool) -> Behaviour:
+    def _behaviour(self, method: str, inner: Any, parse: Parse | None, *, many: bool, checks: bool) -> Behaviour:
         """The handler's behaviour as one coroutine that lets only aborts and the caller's leaving through to gRPC."""
         if inspect.isasyncgenfunction(inner):
             inner = _writing(inner)
         elif not inspect.iscoroutinefunction(inner):
             raise TypeError(f"the handler of {method} is not asynchronous")
-        checks, endless, spans, running = _checks(method), method in self._endless, self._spans, self._running
+        endless, spans, running = method in self._endless, self._spans, self._running
 
         async def behave(request: Any, context: Any) -> Any:
             task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -221,7 +227,7 @@ def _bounded(error: MaestroError) -> MaestroError:
     )
 
 
-def _checks(method: str) -> bool:
+def _has_rules(method: str) -> bool:
     """Whether requests of a method are ours and have rules to keep."""
     service, _, name = method.removeprefix("/").rpartition("/")
     if not service.startswith("maestro."):

@@ -11,6 +11,9 @@ from google.protobuf.message import Message
 
 from maestro_sdk.errors import InvalidRequest, Violation
 
+VALIDATED = ("x-maestro-validated", "1")
+"""Metadata of a call whose request keeps the rules, as the service that sends it has found."""
+
 _MOST = 16
 """Violations that one error tells; more would not fit into the metadata of a status."""
 

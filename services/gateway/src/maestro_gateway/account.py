@@ -99,7 +99,10 @@ class Account:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None and self.trail.finish is not None:
+        # A caller that leaves once the answer is whole has it: the provider's work is done and paid for.
+        if self.trail.finish is not None and (
+            error is None or isinstance(error, asyncio.CancelledError | GeneratorExit)
+        ):
             self.note_attempts(over=True)
             self._complete(self.trail.finish)
             return
