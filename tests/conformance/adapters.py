@@ -13,9 +13,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,34 @@ from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.obliging_wires import oblige_anthropic, oblige_openai
 from maestro_sdk.testing.servers import free_port
 
-_FOREIGN = ("MAESTRO", "ANTHROPIC_", "OPENAI_")
+_FOREIGN = ("MAESTRO", "ANTHROPIC_", "OPENAI_", "AZURE_", "GOOGLE_", "GCLOUD_", "AWS_")
 _KEY = "CONFORMANCE_KEY"
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter, the models to prove, and the provider behind it: `base` is where its address ends."""
+    """An adapter, the models to prove, the wire behind it, and the settings that lead there, by the wire's URL."""
 
     name: str
     models: Sequence[str]
     oblige: Callable[[FaultServer], None] | None = None
-    base: str = ""
+    settings: Callable[[str], dict[str, Any]] = field(default=lambda url: {})
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 ADAPTERS = (
-    Adapter("claude", ("anthropic/claude-sonnet-5", "anthropic/claude-opus-5-5"), oblige_anthropic),
-    Adapter("openai", ("openai/gpt-4.1", "openai/gpt-5.1"), oblige_openai, "/v1"),
+    Adapter(
+        "claude",
+        ("anthropic/claude-sonnet-5", "anthropic/claude-opus-5-5"),
+        oblige_anthropic,
+        lambda url: {"base_url": url, "api_key": {"env": _KEY}},
+    ),
+    Adapter(
+        "openai",
+        ("openai/gpt-4.1", "openai/gpt-5.1"),
+        oblige_openai,
+        lambda url: {"base_url": f"{url}/v1", "api_key": {"env": _KEY}},
+    ),
     Adapter("local", ("local/offline",)),
 )
 """Models that differ in what they take: forced tools or not at Claude, sampling or reasoning at OpenAI."""
@@ -64,7 +75,7 @@ async def process(adapter: Adapter, settings: dict[str, Any]) -> AsyncGenerator[
             "-m",
             f"maestro_adapter_{adapter.name}",
             cwd=folder,
-            env={**plain, "MAESTRO_CONFIG": str(file), _KEY: "sk-conformance"},
+            env={**plain, **adapter.environment, "MAESTRO_CONFIG": str(file), _KEY: "sk-conformance"},
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
@@ -93,11 +104,9 @@ async def _wait_ready(address: str, running: asyncio.subprocess.Process) -> None
 async def prove_adapter(adapter: Adapter) -> list[Report]:
     """The reports on its models."""
     async with FaultServer() as provider:
-        settings: dict[str, Any] = {}
         if adapter.oblige is not None:
             adapter.oblige(provider)
-            settings = {"base_url": f"{provider.url}{adapter.base}", "api_key": {"env": _KEY}}
-        async with process(adapter, settings) as address:
+        async with process(adapter, adapter.settings(provider.url)) as address:
             return [await prove(address, model=model, timeout=20) for model in adapter.models]
 
 

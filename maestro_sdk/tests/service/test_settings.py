@@ -124,7 +124,7 @@ def test_the_example_says_what_the_defaults_are(tmp_path: Path, monkeypatch: pyt
         ),
         (
             "adapters: {x: {address: 'h:1', enabled: perhaps}}",
-            ["maestro.yaml:1: adapters.x.enabled: must be true, false or {env: NAME}"],
+            ["maestro.yaml:1: adapters.x.enabled: must be true, false, {env: NAME} or {env: [NAME, …]}"],
         ),
         (
             "router: {address: '127.0.0.1:50051'}",

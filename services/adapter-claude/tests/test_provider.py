@@ -94,7 +94,7 @@ async def test_both_ways_give_the_same_answer(ask: Any, provider_at: Any) -> Non
 async def test_a_connection_is_used_again(ask: Any, provider_at: Any) -> None:
     def reply(seen: Any) -> Any:
         # The end of the body comes later than the end of the answer.
-        return (*wire.text()(seen), Wait(0.05))
+        return (*wire.text()(seen), Wait(0.01))
 
     async with FaultServer() as server, provider_at(server.url) as provider:
         server.on("POST", wire.PATH, reply)

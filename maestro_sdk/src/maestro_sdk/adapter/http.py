@@ -6,13 +6,14 @@ mesh. Transport failures become errors of the contract here, statuses through th
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import email.utils
 import math
 import time
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import aiohttp
 from yarl import URL
@@ -22,6 +23,8 @@ from maestro_sdk.errors import MaestroError, StreamBroken, Timeout, UpstreamErro
 ToError = Callable[[int, bytes, Mapping[str, str]], MaestroError]
 """Maps a refused call: status, body, headers (lower-case names)."""
 
+LINGER = 0.05
+"""Seconds that a connection gets to end by itself after the answer has."""
 _FAILURES = (TimeoutError, aiohttp.ClientError, OSError)
 """What the transport raises."""
 
@@ -132,6 +135,14 @@ class HttpWire:
         if url is None:
             url = self._urls[path] = URL(self._base_url + path)
         return url
+
+
+async def drain(chunks: AsyncIterator[bytes], linger: float = LINGER) -> None:
+    """Reads a finished stream to its end, so that its connection is used again; a server may leave it open."""
+    with suppress(TimeoutError, MaestroError):
+        async with asyncio.timeout(linger):
+            async for _ in chunks:
+                pass
 
 
 def _proxy(base_url: str) -> str | None:

@@ -33,7 +33,13 @@ _FIELDS = frozenset(
         *("native", "polyfilled", "retires", "tags", "prices"),
     )
 )
-_PRICE_FIELDS = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning", "minimum_charge")
+_PRICE_FIELDS = (
+    *("input", "output", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning"),
+    *("minimum_charge", "input_character", "batch_factor"),
+)
+UNKNOWN = "unknown"
+"""The tag of a model of which nothing is known but its name: it gets the least features and no price."""
+_LEAST = ("CHAT", "STREAMING", "SYSTEM_PROMPT")
 _NANO = Decimal(10) ** 9
 _AMOUNT = re.compile(r"[0-9]+(\.[0-9]+)?")
 
@@ -69,7 +75,10 @@ def load_entries(
 
 
 def read_model(entry: Mapping[str, Any], provider: str, today: datetime.date | None = None) -> Model:
-    """One entry as a message. Raises `ValueError` for unknown fields, features or malformed prices."""
+    """One entry as a message; one that tells no features gets the least of them and the tag `UNKNOWN`.
+
+    Raises `ValueError` for unknown fields, features or malformed prices.
+    """
     name = str(entry.get("name", ""))
     unknown = set(entry) - _FIELDS
     if not name or unknown:
@@ -88,6 +97,9 @@ def read_model(entry: Mapping[str, Any], provider: str, today: datetime.date | N
         model.context_window = int(entry["context_window"])
     if "max_output_tokens" in entry:
         model.max_output_tokens = int(entry["max_output_tokens"])
+    if not entry.get("native") and not entry.get("polyfilled"):
+        entry = {**entry, "native": _LEAST}
+        model.tags.append(UNKNOWN)
     for field, support in (("native", Support.SUPPORT_NATIVE), ("polyfilled", Support.SUPPORT_POLYFILLED)):
         for feature in entry.get(field, ()):
             try:
@@ -114,13 +126,27 @@ def supports(model: Model, feature: Feature.ValueType) -> bool:
     return support_of(model, feature) in (Support.SUPPORT_NATIVE, Support.SUPPORT_POLYFILLED)
 
 
-def cost_of(usage: Usage, price: Price) -> Cost:
-    """What `usage` costs under `price`: exact decimal arithmetic, rounded half up to the nano-dollar at the end."""
-    nano = nano_usd(usage, price)
+def is_unknown(model: Model) -> bool:
+    """Whether nothing is known of `model` but its name."""
+    return UNKNOWN in model.tags
+
+
+def warn_unknown(model: Model) -> dict[str, str]:
+    """The fields of the warning that an answer of such a model carries."""
+    message = f"nothing is known of {model.id}: it gets the least features, and its cost is unknown"
+    return {"code": "unknown_model", "message": message, "field": "model"}
+
+
+def cost_of(usage: Usage, price: Price, *, batch: bool = False) -> Cost:
+    """What `usage` costs under `price`: exact decimal arithmetic, rounded half up to the nano-dollar at the end.
+
+    `batch` says that the provider's batch API answered, for which prices may have a factor.
+    """
+    nano = nano_usd(usage, price, batch=batch)
     return Cost(usd=format_usd(nano), price_date=price.effective_date, estimated=usage.estimated)
 
 
-def nano_usd(usage: Usage, price: Price) -> int:
+def nano_usd(usage: Usage, price: Price, *, batch: bool = False) -> int:
     """The cost of `usage` in nano-dollars."""
     rate_in, rate_out = Decimal(price.input), Decimal(price.output)
     cache_5m = Decimal(price.cache_write_5m) if price.cache_write_5m else rate_in
@@ -133,6 +159,10 @@ def nano_usd(usage: Usage, price: Price) -> int:
         + max(0, usage.output_tokens - usage.reasoning_tokens) * rate_out
         + usage.reasoning_tokens * (Decimal(price.reasoning) if price.reasoning else rate_out)
     )
+    if price.input_character:
+        total += usage.input_characters * Decimal(price.input_character)
+    if batch and price.batch_factor:
+        total *= Decimal(price.batch_factor)
     # Dollars per million tokens: one token at $1 costs a thousand nano-dollars.
     nano = (total * 1000).to_integral_value(rounding="ROUND_HALF_UP")
     if price.minimum_charge:

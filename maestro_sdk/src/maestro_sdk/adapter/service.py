@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-from maestro_sdk.adapter.provider import Provider
+from maestro_sdk.adapter.batch_servicer import BatchServicer
+from maestro_sdk.adapter.catalogue import Catalogue
+from maestro_sdk.adapter.embedding_servicer import EmbeddingServicer
+from maestro_sdk.adapter.file_servicer import FileServicer
+from maestro_sdk.adapter.provider import Batcher, Embedder, FileStore, Provider
 from maestro_sdk.adapter.servicer import ChatServicer, ModelServicer
 from maestro_sdk.service.config_file import ConfigError
-from maestro_sdk.service.registration import services_of
 from maestro_sdk.service.run import Build, Service
 from maestro_sdk.service.settings import AdapterConfig, Config
 
@@ -16,7 +19,7 @@ from maestro_sdk.service.settings import AdapterConfig, Config
 def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Build:
     """Serves the provider that `build` makes, as the adapter `name` of the configuration.
 
-    A provider that is itself a servicer of further services (embeddings, files, batches) serves those too.
+    A provider that is also an `Embedder`, a `FileStore` or a `Batcher` serves those services too.
     """
 
     @asynccontextmanager
@@ -27,9 +30,14 @@ def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Bu
             raise ConfigError([config.problem_at(f"adapters.{name}", f"is missing; there are: {known}")])
         provider = build(config, found)
         try:
-            servicers: list[object] = [ChatServicer(provider), ModelServicer(provider)]
-            if services_of(provider):
-                servicers.append(provider)
+            catalogue = Catalogue(provider)
+            servicers: list[object] = [ChatServicer(provider, catalogue), ModelServicer(provider)]
+            if isinstance(provider, Embedder):
+                servicers.append(EmbeddingServicer(provider, catalogue))
+            if isinstance(provider, FileStore):
+                servicers.append(FileServicer(provider))
+            if isinstance(provider, Batcher):
+                servicers.append(BatchServicer(provider, catalogue))
             yield Service(address=found.address, servicers=servicers, ready=provider.check)
         finally:
             await provider.close()

@@ -14,14 +14,23 @@ from maestro.llm.v1.chat_pb2 import (
     CountTokensRequest,
     CountTokensResponse,
     StreamChatResponse,
+    Warning,  # noqa: A004 - the contract's name
 )
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceServicer
-from maestro.llm.v1.model_pb2 import GetInfoRequest, GetInfoResponse, ListModelsRequest, ListModelsResponse, Model
+from maestro.llm.v1.model_pb2 import (
+    Feature,
+    GetInfoRequest,
+    GetInfoResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    Model,
+)
 from maestro.llm.v1.model_pb2_grpc import ModelServiceServicer
+from maestro_sdk.adapter.catalogue import Catalogue
 from maestro_sdk.adapter.fold import fold
-from maestro_sdk.adapter.models import cost_of
+from maestro_sdk.adapter.models import cost_of, is_unknown, warn_unknown
 from maestro_sdk.adapter.provider import Completer, Provider, TokenCounter
-from maestro_sdk.errors import NotFound, StreamBroken, Unimplemented
+from maestro_sdk.errors import StreamBroken, Unimplemented
 
 SPI_VERSION = "maestro.llm.v1"
 
@@ -29,22 +38,24 @@ SPI_VERSION = "maestro.llm.v1"
 class ChatServicer(ChatServiceServicer):
     """Answers with a provider. One that breaks the order of events ends with `StreamBroken`, never with success."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, catalogue: Catalogue | None = None) -> None:
         self.provider = provider
         self._completer = provider if isinstance(provider, Completer) else None
-        self._models: dict[str, Model] = {}
+        self._catalogue = catalogue or Catalogue(provider)
 
     async def Chat(self, request: ChatRequest, context: Any) -> ChatResponse:
-        model = await self._model(request.model)
+        model = await self._catalogue.able(request.model, Feature.FEATURE_CHAT)
         if self._completer is not None:
             events = await self._completer.complete(request)
         else:
             events = [event async for batch in self.provider.stream(request) for event in batch]
+        if is_unknown(model):
+            events = _warned(events, model)
         price(events, model)
         return fold(events)
 
     async def StreamChat(self, request: ChatRequest, context: Any) -> None:
-        model = await self._model(request.model)
+        model = await self._catalogue.able(request.model, Feature.FEATURE_CHAT)
         begun = finished = False
         # Writing instead of yielding: when the call is cancelled, the generator is closed here and now, and with it the
         # provider's socket.
@@ -60,6 +71,8 @@ class ChatServicer(ChatServiceServicer):
                         raise StreamBroken("the adapter's first event, and only that, has to be `started`")
                     begun = True
                     finished = kind == "finish"
+                if is_unknown(model):
+                    events = _warned(events, model)  # noqa: PLW2901 - the same events and one more
                 if finished:
                     price(events, model)
                 await context.write(StreamChatResponse(events=events))
@@ -67,21 +80,11 @@ class ChatServicer(ChatServiceServicer):
             raise StreamBroken("the adapter's stream ended without a finish event")
 
     async def CountTokens(self, request: CountTokensRequest, context: Any) -> CountTokensResponse:
-        model = await self._model(request.request.model)
+        model = await self._catalogue.find(request.request.model)
         if not isinstance(self.provider, TokenCounter):
             raise Unimplemented(f"{self.provider.name} can't count tokens")
         count = await self.provider.count_tokens(request.request)
         return CountTokensResponse(input_tokens=count, provider=model.provider, model=model.name)
-
-    async def _model(self, name: str) -> Model:
-        model = self._models.get(name)
-        if model is None:
-            self._models = {found.id: found for found in await self.provider.models()}
-            model = self._models.get(name)
-        if model is None:
-            known = ", ".join(sorted(self._models)) or "none"
-            raise NotFound(f"{self.provider.name} has no model {name!r}; it has: {known}")
-        return model
 
 
 class ModelServicer(ModelServiceServicer):
@@ -121,3 +124,10 @@ def price(events: Sequence[ChatEvent], model: Model) -> None:
     last = events[-1]
     if last.WhichOneof("kind") == "finish" and last.finish.HasField("usage") and not last.finish.HasField("cost"):
         last.finish.cost.CopyFrom(cost_of(last.finish.usage, model.price))
+
+
+def _warned(events: Sequence[ChatEvent], model: Model) -> Sequence[ChatEvent]:
+    """The events with a warning behind `started`, where that is among them, that nothing is known of the model."""
+    if not events or events[0].WhichOneof("kind") != "started":
+        return events
+    return [events[0], ChatEvent(warning=Warning(**warn_unknown(model))), *events[1:]]

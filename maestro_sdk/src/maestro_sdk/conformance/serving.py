@@ -23,7 +23,15 @@ SPI_VERSION = "maestro.llm.v1"
 SERVICES = ("maestro.llm.v1.ChatService", "maestro.llm.v1.ModelService")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _REFLECTION = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
-_SIDE_PRICES = ("cache_read", "cache_write_5m", "cache_write_1h", "reasoning", "minimum_charge")
+_SIDE_PRICES = (
+    "cache_read",
+    "cache_write_5m",
+    "cache_write_1h",
+    "reasoning",
+    "minimum_charge",
+    "input_character",
+    "batch_factor",
+)
 
 
 @core("health says SERVING", "grpc.health.v1.Health/Check answers SERVING for the server and ChatService", chats=False)

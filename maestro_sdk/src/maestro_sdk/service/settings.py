@@ -171,9 +171,18 @@ class Secret(Settings):
 
 
 class EnvironmentSwitch(Settings):
-    """Enabled when the variable is set and not empty."""
+    """Enabled when the variable, or one of several, is set and not empty."""
 
-    env: str
+    env: str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variables."""
+        return (self.env,) if isinstance(self.env, str) else self.env
+
+    def is_set(self, env: Mapping[str, str]) -> bool:
+        """Whether one of the variables has a value."""
+        return any(env.get(name, "").strip() for name in self.names)
 
 
 class KeyConfig(Settings):
@@ -245,12 +254,12 @@ class AdapterConfig(Settings):
         try:
             return handler(value)
         except ValidationError:
-            raise ValueError("must be true, false or {env: NAME}") from None
+            raise ValueError("must be true, false, {env: NAME} or {env: [NAME, …]}") from None
 
     def is_enabled(self, env: Mapping[str, str] | None = None) -> bool:
         """Whether the adapter takes part in the mesh."""
         if isinstance(self.enabled, EnvironmentSwitch):
-            return bool((os.environ if env is None else env).get(self.enabled.env, "").strip())
+            return self.enabled.is_set(os.environ if env is None else env)
         return self.enabled
 
     def settings_as(self, model: type[SettingsT]) -> SettingsT:
@@ -341,8 +350,29 @@ adapters:
   openai:
     module: maestro_adapter_openai
     address: 127.0.0.1:50062
-    enabled: {env: OPENAI_API_KEY}
-    settings: {api_key: {env: OPENAI_API_KEY}, base_url: "${OPENAI_BASE_URL:-https://api.openai.com/v1}"}
+    enabled: {env: [OPENAI_API_KEY, AZURE_OPENAI_ENDPOINT]}
+    settings:
+      api_key: {env: OPENAI_API_KEY}
+      base_url: "${OPENAI_BASE_URL:-https://api.openai.com/v1}"
+      azure: {endpoint: "${AZURE_OPENAI_ENDPOINT:-}", api_key: {env: AZURE_OPENAI_API_KEY}, deployments: {}}
+  vertex:
+    module: maestro_adapter_vertex
+    address: 127.0.0.1:50063
+    enabled: {env: GOOGLE_CLOUD_PROJECT}
+    settings:
+      project: "${GOOGLE_CLOUD_PROJECT:-}"
+      location: "${GOOGLE_CLOUD_LOCATION:-global}"
+      credentials: {env: GOOGLE_APPLICATION_CREDENTIALS}
+  bedrock:
+    module: maestro_adapter_bedrock
+    address: 127.0.0.1:50064
+    enabled: {env: [AWS_BEARER_TOKEN_BEDROCK, AWS_ACCESS_KEY_ID, AWS_PROFILE]}
+    settings:
+      region: "${AWS_REGION:-}"
+      bearer_token: {env: AWS_BEARER_TOKEN_BEDROCK}
+      access_key_id: {env: AWS_ACCESS_KEY_ID}
+      secret_access_key: {env: AWS_SECRET_ACCESS_KEY}
+      session_token: {env: AWS_SESSION_TOKEN}
   local:
     module: maestro_adapter_local
     address: 127.0.0.1:50065

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import orjson
 
@@ -14,13 +13,11 @@ from maestro_adapter_claude import models
 from maestro_adapter_claude.models import PROVIDER, ClaudeModel
 from maestro_adapter_claude.settings import ClaudeSettings
 from maestro_adapter_claude.translate import Outgoing, Stream, to_error, to_events, to_wire
-from maestro_sdk.adapter.http import HttpWire
+from maestro_sdk.adapter.http import HttpWire, drain
 from maestro_sdk.errors import MaestroError, NotFound, ProviderAuth
 from maestro_sdk.service.settings import AdapterConfig, Config
 
 PATH = "/v1/messages"
-LINGER = 0.5
-"""Seconds that the connection gets to end by itself after the answer has: then it can be used again."""
 
 
 class ClaudeProvider:
@@ -61,7 +58,7 @@ class ClaudeProvider:
                     if answer.finished:
                         break
                 if answer.finished:
-                    await _drain(chunks)
+                    await drain(chunks)
             answer.end()
 
     async def complete(self, request: ChatRequest) -> Sequence[ChatEvent]:
@@ -107,14 +104,6 @@ class ClaudeProvider:
         if secret.env:
             return f"there is no API key: set {secret.env} to a key of the Claude console"
         return f"there is no API key: {secret.file} is missing or empty"
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Reads on to the end of the body, so that the connection is used again; a server may leave it open."""
-    with suppress(TimeoutError, MaestroError):
-        async with asyncio.timeout(LINGER):
-            async for _ in chunks:
-                pass
 
 
 @contextmanager

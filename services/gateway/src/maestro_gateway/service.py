@@ -122,7 +122,12 @@ def _switched_off(config: Config) -> Iterator[tuple[str, str]]:
     for name, adapter in config.adapters.items():
         if name not in on:
             switch = adapter.enabled
-            yield name, f"{switch.env} is not set" if isinstance(switch, EnvironmentSwitch) else "`enabled` is false"
+            yield (
+                name,
+                f"{' or '.join(switch.names)} is not set"
+                if isinstance(switch, EnvironmentSwitch)
+                else "`enabled` is false",
+            )
 
 
 async def _tidy(backends: Backends, watcher: RouteWatcher) -> None:

@@ -156,7 +156,9 @@ class BatchHeader(_message.Message):
     PROVIDER_OPTIONS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Required. Model for items that name none, without the provider. Some providers take only one model per batch."""
+    """Required. Model for items that name none, as "provider/model", or without the provider where the adapter has only one of that
+    name. Some providers take only one model per batch.
+    """
     display_name: _builtins.str
     """Optional. Name for people, at most 256 characters."""
     request_id: _builtins.str

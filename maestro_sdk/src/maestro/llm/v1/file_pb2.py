@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19maestro/llm/v1/file.proto\x12\x0emaestro.llm.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x11UploadFileRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\x1a.maestro.llm.v1.FileHeaderH\x00R\x06header\x12!\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00R\x04\x64\x61taB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\xb3\x04\n\nFileHeader\x12>\n\x08\x66ilename\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01\x18\xff\x01\x32\x16^[^/\\\\\\x00-\\x1f\\x7f]+$R\x08\x66ilename\x12%\n\tmime_type\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01R\x08mimeType\x12\x41\n\x07purpose\x18\x03 \x01(\x0e\x32\x1b.maestro.llm.v1.FilePurposeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x07purpose\x12H\n\x0c\x65xpire_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xbaH\x07\xaa\x01\x04\x32\x02\x08<R\x0b\x65xpireAfter\x12+\n\nsize_bytes\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00R\tsizeBytes\x88\x01\x01\x12\x30\n\x06sha256\x18\x06 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$R\x06sha256\x12]\n\x08metadata\x18\x07 \x03(\x0b\x32(.maestro.llm.v1.FileHeader.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x04R\x08metadata\x12\'\n\nrequest_id\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\trequestId\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\r\n\x0b_size_bytes\"\xd9\x03\n\x04\x46ile\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\x12\x1a\n\x08\x66ilename\x18\x02 \x01(\tR\x08\x66ilename\x12\x1b\n\tmime_type\x18\x03 \x01(\tR\x08mimeType\x12\x35\n\x07purpose\x18\x04 \x01(\x0e\x32\x1b.maestro.llm.v1.FilePurposeR\x07purpose\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x16\n\x06sha256\x18\x06 \x01(\tR\x06sha256\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12>\n\x08metadata\x18\t \x03(\x0b\x32\".maestro.llm.v1.File.MetadataEntryR\x08metadata\x12\x1a\n\x08provider\x18\n \x01(\tR\x08provider\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"5\n\x0eGetFileRequest\x12#\n\x07\x66ile_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06\x66ileId\"\xa5\x01\n\x10ListFilesRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12?\n\x07purpose\x18\x03 \x01(\x0e\x32\x1b.maestro.llm.v1.FilePurposeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x07purpose\"g\n\x11ListFilesResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x14.maestro.llm.v1.FileR\x05\x66iles\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x89\x01\n\x13\x44ownloadFileRequest\x12#\n\x07\x66ile_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06\x66ileId\x12\x1f\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\x12\"\n\x05limit\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01H\x00R\x05limit\x88\x01\x01\x42\x08\n\x06_limit\"`\n\x14\x44ownloadFileResponse\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x14.maestro.llm.v1.FileH\x00R\x04\x66ile\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61taB\x06\n\x04kind\"a\n\x11\x44\x65leteFileRequest\x12#\n\x07\x66ile_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06\x66ileId\x12\'\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\trequestId\"-\n\x12\x44\x65leteFileResponse\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId*~\n\x0b\x46ilePurpose\x12\x1c\n\x18\x46ILE_PURPOSE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46ILE_PURPOSE_CONTENT\x10\x01\x12\x1a\n\x16\x46ILE_PURPOSE_JOB_INPUT\x10\x02\x12\x1b\n\x17\x46ILE_PURPOSE_JOB_OUTPUT\x10\x03\x32\xe8\x03\n\x0b\x46ileService\x12G\n\nUploadFile\x12!.maestro.llm.v1.UploadFileRequest\x1a\x14.maestro.llm.v1.File(\x01\x12\\\n\x07GetFile\x12\x1e.maestro.llm.v1.GetFileRequest\x1a\x14.maestro.llm.v1.File\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/files/{file_id}\x12\x63\n\tListFiles\x12 .maestro.llm.v1.ListFilesRequest\x1a!.maestro.llm.v1.ListFilesResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/files\x12[\n\x0c\x44ownloadFile\x12#.maestro.llm.v1.DownloadFileRequest\x1a$.maestro.llm.v1.DownloadFileResponse0\x01\x12p\n\nDeleteFile\x12!.maestro.llm.v1.DeleteFileRequest\x1a\".maestro.llm.v1.DeleteFileResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/files/{file_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19maestro/llm/v1/file.proto\x12\x0emaestro.llm.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x11UploadFileRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\x1a.maestro.llm.v1.FileHeaderH\x00R\x06header\x12!\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00R\x04\x64\x61taB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\xd8\x04\n\nFileHeader\x12>\n\x08\x66ilename\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01\x18\xff\x01\x32\x16^[^/\\\\\\x00-\\x1f\\x7f]+$R\x08\x66ilename\x12%\n\tmime_type\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01R\x08mimeType\x12\x41\n\x07purpose\x18\x03 \x01(\x0e\x32\x1b.maestro.llm.v1.FilePurposeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x07purpose\x12H\n\x0c\x65xpire_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xbaH\x07\xaa\x01\x04\x32\x02\x08<R\x0b\x65xpireAfter\x12+\n\nsize_bytes\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00R\tsizeBytes\x88\x01\x01\x12\x30\n\x06sha256\x18\x06 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$R\x06sha256\x12]\n\x08metadata\x18\x07 \x03(\x0b\x32(.maestro.llm.v1.FileHeader.MetadataEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x04R\x08metadata\x12\'\n\nrequest_id\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12#\n\x08provider\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18@R\x08provider\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\r\n\x0b_size_bytes\"\xd9\x03\n\x04\x46ile\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\x12\x1a\n\x08\x66ilename\x18\x02 \x01(\tR\x08\x66ilename\x12\x1b\n\tmime_type\x18\x03 \x01(\tR\x08mimeType\x12\x35\n\x07purpose\x18\x04 \x01(\x0e\x32\x1b.maestro.llm.v1.FilePurposeR\x07purpose\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x16\n\x06sha256\x18\x06 \x01(\tR\x06sha256\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12>\n\x08metadata\x18\t \x03(\x0b\x32\".maestro.llm.v1.File.MetadataEntryR\x08metadata\x12\x1a\n\x08provider\x18\n \x01(\tR\x08provider\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"5\n\x0eGetFileRequest\x12#\n\x07\x66ile_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06\x66ileId\"\xa5\x01\n\x10ListFilesRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12?\n\x07purpose\x18\x03 \x01(\x0e\x32\x1b.maestro.llm.v1.FilePurposeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x07purpose\"g\n\x11ListFilesResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x14.maestro.llm.v1.FileR\x05\x66iles\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x89\x01\n\x13\x44ownloadFileRequest\x12#\n\x07\x66ile_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06\x66ileId\x12\x1f\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\x12\"\n\x05limit\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01H\x00R\x05limit\x88\x01\x01\x42\x08\n\x06_limit\"`\n\x14\x44ownloadFileResponse\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x14.maestro.llm.v1.FileH\x00R\x04\x66ile\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61taB\x06\n\x04kind\"a\n\x11\x44\x65leteFileRequest\x12#\n\x07\x66ile_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06\x66ileId\x12\'\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\trequestId\"-\n\x12\x44\x65leteFileResponse\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId*~\n\x0b\x46ilePurpose\x12\x1c\n\x18\x46ILE_PURPOSE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46ILE_PURPOSE_CONTENT\x10\x01\x12\x1a\n\x16\x46ILE_PURPOSE_JOB_INPUT\x10\x02\x12\x1b\n\x17\x46ILE_PURPOSE_JOB_OUTPUT\x10\x03\x32\xe8\x03\n\x0b\x46ileService\x12G\n\nUploadFile\x12!.maestro.llm.v1.UploadFileRequest\x1a\x14.maestro.llm.v1.File(\x01\x12\\\n\x07GetFile\x12\x1e.maestro.llm.v1.GetFileRequest\x1a\x14.maestro.llm.v1.File\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/files/{file_id}\x12\x63\n\tListFiles\x12 .maestro.llm.v1.ListFilesRequest\x1a!.maestro.llm.v1.ListFilesResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/files\x12[\n\x0c\x44ownloadFile\x12#.maestro.llm.v1.DownloadFileRequest\x1a$.maestro.llm.v1.DownloadFileResponse0\x01\x12p\n\nDeleteFile\x12!.maestro.llm.v1.DeleteFileRequest\x1a\".maestro.llm.v1.DeleteFileResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/files/{file_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,6 +57,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILEHEADER'].fields_by_name['metadata']._serialized_options = b'\272H\024\232\001\021\020 \"\006r\004\020\001\030@*\005r\003\030\200\004'
   _globals['_FILEHEADER'].fields_by_name['request_id']._loaded_options = None
   _globals['_FILEHEADER'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_FILEHEADER'].fields_by_name['provider']._loaded_options = None
+  _globals['_FILEHEADER'].fields_by_name['provider']._serialized_options = b'\272H\004r\002\030@'
   _globals['_FILE_METADATAENTRY']._loaded_options = None
   _globals['_FILE_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_GETFILEREQUEST'].fields_by_name['file_id']._loaded_options = None
@@ -83,32 +85,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILESERVICE'].methods_by_name['ListFiles']._serialized_options = b'\202\323\344\223\002\013\022\t/v1/files'
   _globals['_FILESERVICE'].methods_by_name['DeleteFile']._loaded_options = None
   _globals['_FILESERVICE'].methods_by_name['DeleteFile']._serialized_options = b'\202\323\344\223\002\025*\023/v1/files/{file_id}'
-  _globals['_FILEPURPOSE']._serialized_start=2048
-  _globals['_FILEPURPOSE']._serialized_end=2174
+  _globals['_FILEPURPOSE']._serialized_start=2085
+  _globals['_FILEPURPOSE']._serialized_end=2211
   _globals['_UPLOADFILEREQUEST']._serialized_start=169
   _globals['_UPLOADFILEREQUEST']._serialized_end=292
   _globals['_FILEHEADER']._serialized_start=295
-  _globals['_FILEHEADER']._serialized_end=858
-  _globals['_FILEHEADER_METADATAENTRY']._serialized_start=784
-  _globals['_FILEHEADER_METADATAENTRY']._serialized_end=843
-  _globals['_FILE']._serialized_start=861
-  _globals['_FILE']._serialized_end=1334
-  _globals['_FILE_METADATAENTRY']._serialized_start=784
-  _globals['_FILE_METADATAENTRY']._serialized_end=843
-  _globals['_GETFILEREQUEST']._serialized_start=1336
-  _globals['_GETFILEREQUEST']._serialized_end=1389
-  _globals['_LISTFILESREQUEST']._serialized_start=1392
-  _globals['_LISTFILESREQUEST']._serialized_end=1557
-  _globals['_LISTFILESRESPONSE']._serialized_start=1559
-  _globals['_LISTFILESRESPONSE']._serialized_end=1662
-  _globals['_DOWNLOADFILEREQUEST']._serialized_start=1665
-  _globals['_DOWNLOADFILEREQUEST']._serialized_end=1802
-  _globals['_DOWNLOADFILERESPONSE']._serialized_start=1804
-  _globals['_DOWNLOADFILERESPONSE']._serialized_end=1900
-  _globals['_DELETEFILEREQUEST']._serialized_start=1902
-  _globals['_DELETEFILEREQUEST']._serialized_end=1999
-  _globals['_DELETEFILERESPONSE']._serialized_start=2001
-  _globals['_DELETEFILERESPONSE']._serialized_end=2046
-  _globals['_FILESERVICE']._serialized_start=2177
-  _globals['_FILESERVICE']._serialized_end=2665
+  _globals['_FILEHEADER']._serialized_end=895
+  _globals['_FILEHEADER_METADATAENTRY']._serialized_start=821
+  _globals['_FILEHEADER_METADATAENTRY']._serialized_end=880
+  _globals['_FILE']._serialized_start=898
+  _globals['_FILE']._serialized_end=1371
+  _globals['_FILE_METADATAENTRY']._serialized_start=821
+  _globals['_FILE_METADATAENTRY']._serialized_end=880
+  _globals['_GETFILEREQUEST']._serialized_start=1373
+  _globals['_GETFILEREQUEST']._serialized_end=1426
+  _globals['_LISTFILESREQUEST']._serialized_start=1429
+  _globals['_LISTFILESREQUEST']._serialized_end=1594
+  _globals['_LISTFILESRESPONSE']._serialized_start=1596
+  _globals['_LISTFILESRESPONSE']._serialized_end=1699
+  _globals['_DOWNLOADFILEREQUEST']._serialized_start=1702
+  _globals['_DOWNLOADFILEREQUEST']._serialized_end=1839
+  _globals['_DOWNLOADFILERESPONSE']._serialized_start=1841
+  _globals['_DOWNLOADFILERESPONSE']._serialized_end=1937
+  _globals['_DELETEFILEREQUEST']._serialized_start=1939
+  _globals['_DELETEFILEREQUEST']._serialized_end=2036
+  _globals['_DELETEFILERESPONSE']._serialized_start=2038
+  _globals['_DELETEFILERESPONSE']._serialized_end=2083
+  _globals['_FILESERVICE']._serialized_start=2214
+  _globals['_FILESERVICE']._serialized_end=2702
 # @@protoc_insertion_point(module_scope)

@@ -113,6 +113,7 @@ class FileHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     filename: _builtins.str
     """Required. Name for people, 1 to 255 characters, without `/`, `\\` or control characters."""
     mime_type: _builtins.str
@@ -125,6 +126,10 @@ class FileHeader(_message.Message):
     """Optional. SHA-256 of the bytes in lower-case hexadecimal; an upload with another one is refused. Empty means unchecked."""
     request_id: _builtins.str
     """Optional. Key that makes a repeated upload harmless: it returns the first file. Empty means that every upload makes a file."""
+    provider: _builtins.str
+    """Optional. Provider that is to hold the file. Empty means the mesh itself at the gateway, and the first provider that keeps files
+    at an adapter.
+    """
     @_builtins.property
     def expire_after(self) -> _duration_pb2.Duration:
         """Optional. Time until the file is deleted by itself, at least one minute. Unset means the tenant's default."""
@@ -144,10 +149,11 @@ class FileHeader(_message.Message):
         sha256: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "expire_after", b"expire_after", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "expire_after", b"expire_after", "filename", b"filename", "metadata", b"metadata", "mime_type", b"mime_type", "purpose", b"purpose", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "expire_after", b"expire_after", "filename", b"filename", "metadata", b"metadata", "mime_type", b"mime_type", "provider", b"provider", "purpose", b"purpose", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amaestro/llm/v1/usage.proto\x12\x0emaestro.llm.v1\x1a\x1b\x62uf/validate/validate.proto\"\xd0\x03\n\x05Usage\x12*\n\x0cinput_tokens\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0binputTokens\x12\x33\n\x11\x63\x61\x63he_read_tokens\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0f\x63\x61\x63heReadTokens\x12:\n\x15\x63\x61\x63he_write_5m_tokens\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x12\x63\x61\x63heWrite5mTokens\x12:\n\x15\x63\x61\x63he_write_1h_tokens\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x12\x63\x61\x63heWrite1hTokens\x12,\n\routput_tokens\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0coutputTokens\x12\x32\n\x10reasoning_tokens\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0freasoningTokens\x12\x35\n\x12\x61udio_input_tokens\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x10\x61udioInputTokens\x12\x37\n\x13\x61udio_output_tokens\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x11\x61udioOutputTokens\x12\x1c\n\testimated\x18\t \x01(\x08R\testimated\"\x99\x01\n\x04\x43ost\x12,\n\x03usd\x18\x01 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[0-9]+(\\.[0-9]+)?$R\x03usd\x12\x45\n\nprice_date\x18\x02 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$R\tpriceDate\x12\x1c\n\testimated\x18\x03 \x01(\x08R\testimated\"\x84\x04\n\x05Price\x12J\n\x0e\x65\x66\x66\x65\x63tive_date\x18\x01 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$R\reffectiveDate\x12\x30\n\x05input\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[0-9]+(\\.[0-9]+)?$R\x05input\x12\x32\n\x06output\x18\x03 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[0-9]+(\\.[0-9]+)?$R\x06output\x12<\n\ncache_read\x18\x04 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\tcacheRead\x12\x43\n\x0e\x63\x61\x63he_write_5m\x18\x05 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\x0c\x63\x61\x63heWrite5m\x12\x43\n\x0e\x63\x61\x63he_write_1h\x18\x06 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\x0c\x63\x61\x63heWrite1h\x12;\n\treasoning\x18\x07 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\treasoning\x12\x44\n\x0eminimum_charge\x18\x08 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\rminimumChargeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amaestro/llm/v1/usage.proto\x12\x0emaestro.llm.v1\x1a\x1b\x62uf/validate/validate.proto\"\x84\x04\n\x05Usage\x12*\n\x0cinput_tokens\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0binputTokens\x12\x33\n\x11\x63\x61\x63he_read_tokens\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0f\x63\x61\x63heReadTokens\x12:\n\x15\x63\x61\x63he_write_5m_tokens\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x12\x63\x61\x63heWrite5mTokens\x12:\n\x15\x63\x61\x63he_write_1h_tokens\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x12\x63\x61\x63heWrite1hTokens\x12,\n\routput_tokens\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0coutputTokens\x12\x32\n\x10reasoning_tokens\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0freasoningTokens\x12\x35\n\x12\x61udio_input_tokens\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x10\x61udioInputTokens\x12\x37\n\x13\x61udio_output_tokens\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x11\x61udioOutputTokens\x12\x1c\n\testimated\x18\t \x01(\x08R\testimated\x12\x32\n\x10input_characters\x18\n \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x0finputCharacters\"\x99\x01\n\x04\x43ost\x12,\n\x03usd\x18\x01 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[0-9]+(\\.[0-9]+)?$R\x03usd\x12\x45\n\nprice_date\x18\x02 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$R\tpriceDate\x12\x1c\n\testimated\x18\x03 \x01(\x08R\testimated\"\x8e\x05\n\x05Price\x12J\n\x0e\x65\x66\x66\x65\x63tive_date\x18\x01 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$R\reffectiveDate\x12\x30\n\x05input\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[0-9]+(\\.[0-9]+)?$R\x05input\x12\x32\n\x06output\x18\x03 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[0-9]+(\\.[0-9]+)?$R\x06output\x12<\n\ncache_read\x18\x04 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\tcacheRead\x12\x43\n\x0e\x63\x61\x63he_write_5m\x18\x05 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\x0c\x63\x61\x63heWrite5m\x12\x43\n\x0e\x63\x61\x63he_write_1h\x18\x06 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\x0c\x63\x61\x63heWrite1h\x12;\n\treasoning\x18\x07 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\treasoning\x12\x44\n\x0eminimum_charge\x18\x08 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\rminimumCharge\x12\x46\n\x0finput_character\x18\t \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\x0einputCharacter\x12@\n\x0c\x62\x61tch_factor\x18\n \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^([0-9]+(\\.[0-9]+)?)?$R\x0b\x62\x61tchFactorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE'].fields_by_name['audio_input_tokens']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_USAGE'].fields_by_name['audio_output_tokens']._loaded_options = None
   _globals['_USAGE'].fields_by_name['audio_output_tokens']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_USAGE'].fields_by_name['input_characters']._loaded_options = None
+  _globals['_USAGE'].fields_by_name['input_characters']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_COST'].fields_by_name['usd']._loaded_options = None
   _globals['_COST'].fields_by_name['usd']._serialized_options = b'\272H\027r\0252\023^[0-9]+(\\.[0-9]+)?$'
   _globals['_COST'].fields_by_name['price_date']._loaded_options = None
@@ -68,10 +70,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICE'].fields_by_name['reasoning']._serialized_options = b'\272H\032r\0302\026^([0-9]+(\\.[0-9]+)?)?$'
   _globals['_PRICE'].fields_by_name['minimum_charge']._loaded_options = None
   _globals['_PRICE'].fields_by_name['minimum_charge']._serialized_options = b'\272H\032r\0302\026^([0-9]+(\\.[0-9]+)?)?$'
+  _globals['_PRICE'].fields_by_name['input_character']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['input_character']._serialized_options = b'\272H\032r\0302\026^([0-9]+(\\.[0-9]+)?)?$'
+  _globals['_PRICE'].fields_by_name['batch_factor']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['batch_factor']._serialized_options = b'\272H\032r\0302\026^([0-9]+(\\.[0-9]+)?)?$'
   _globals['_USAGE']._serialized_start=76
-  _globals['_USAGE']._serialized_end=540
-  _globals['_COST']._serialized_start=543
-  _globals['_COST']._serialized_end=696
-  _globals['_PRICE']._serialized_start=699
-  _globals['_PRICE']._serialized_end=1215
+  _globals['_USAGE']._serialized_end=592
+  _globals['_COST']._serialized_start=595
+  _globals['_COST']._serialized_end=748
+  _globals['_PRICE']._serialized_start=751
+  _globals['_PRICE']._serialized_end=1405
 # @@protoc_insertion_point(module_scope)

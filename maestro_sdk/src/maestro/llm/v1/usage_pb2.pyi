@@ -33,6 +33,7 @@ class Usage(_message.Message):
     AUDIO_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     AUDIO_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
+    INPUT_CHARACTERS_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """Output only. Tokens read by the model, cache reads and cache writes included."""
     cache_read_tokens: _builtins.int
@@ -51,6 +52,8 @@ class Usage(_message.Message):
     """Output only. The part of `output_tokens` that was audio."""
     estimated: _builtins.bool
     """Output only. True when the counts were estimated by the mesh because the provider reported none."""
+    input_characters: _builtins.int
+    """Output only. Characters of input, where the provider charges for them. 0 means that it does not."""
     def __init__(
         self,
         *,
@@ -63,10 +66,11 @@ class Usage(_message.Message):
         audio_input_tokens: _builtins.int = ...,
         audio_output_tokens: _builtins.int = ...,
         estimated: _builtins.bool = ...,
+        input_characters: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input_tokens", b"audio_input_tokens", "audio_output_tokens", b"audio_output_tokens", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "estimated", b"estimated", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input_tokens", b"audio_input_tokens", "audio_output_tokens", b"audio_output_tokens", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "estimated", b"estimated", "input_characters", b"input_characters", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,6 +120,8 @@ class Price(_message.Message):
     CACHE_WRITE_1H_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
     MINIMUM_CHARGE_FIELD_NUMBER: _builtins.int
+    INPUT_CHARACTER_FIELD_NUMBER: _builtins.int
+    BATCH_FACTOR_FIELD_NUMBER: _builtins.int
     effective_date: _builtins.str
     """Required. First day on which these prices hold, as YYYY-MM-DD."""
     input: _builtins.str
@@ -132,6 +138,10 @@ class Price(_message.Message):
     """Optional. Price of reasoning tokens. Unset means the price of `output`."""
     minimum_charge: _builtins.str
     """Optional. US dollars charged at least for one call. Unset means no minimum."""
+    input_character: _builtins.str
+    """Optional. Price of a million characters of input, for models that are not charged by tokens. Unset means nothing."""
+    batch_factor: _builtins.str
+    """Optional. Factor on all prices for items of a batch, such as "0.5". Unset means 1."""
     def __init__(
         self,
         *,
@@ -143,10 +153,12 @@ class Price(_message.Message):
         cache_write_1h: _builtins.str = ...,
         reasoning: _builtins.str = ...,
         minimum_charge: _builtins.str = ...,
+        input_character: _builtins.str = ...,
+        batch_factor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_read", b"cache_read", "cache_write_1h", b"cache_write_1h", "cache_write_5m", b"cache_write_5m", "effective_date", b"effective_date", "input", b"input", "minimum_charge", b"minimum_charge", "output", b"output", "reasoning", b"reasoning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_factor", b"batch_factor", "cache_read", b"cache_read", "cache_write_1h", b"cache_write_1h", "cache_write_5m", b"cache_write_5m", "effective_date", b"effective_date", "input", b"input", "input_character", b"input_character", "minimum_charge", b"minimum_charge", "output", b"output", "reasoning", b"reasoning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

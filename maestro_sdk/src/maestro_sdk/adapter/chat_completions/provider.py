@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -14,11 +13,8 @@ from maestro_sdk.adapter.chat_completions.answer import Stream
 from maestro_sdk.adapter.chat_completions.dialect import Dialect
 from maestro_sdk.adapter.chat_completions.failure import to_error
 from maestro_sdk.adapter.chat_completions.request import to_wire
-from maestro_sdk.adapter.http import HttpWire
+from maestro_sdk.adapter.http import HttpWire, drain
 from maestro_sdk.errors import MaestroError, ProviderAuth, StreamBroken
-
-# How long the end of a finished stream is waited for, so that its connection can be used again.
-_DRAIN = 0.05
 
 
 class ChatCompletionsProvider:
@@ -69,7 +65,7 @@ class ChatCompletionsProvider:
                         break
                 else:
                     yield stream.end()
-                await _drain(chunks)
+                await drain(chunks)
         except MaestroError as error:
             self._locate(error, model)
             raise
@@ -117,16 +113,6 @@ class ChatCompletionsProvider:
     def _locate(self, error: MaestroError, model: str) -> None:
         error.metadata.setdefault("provider", self._dialect.provider)
         error.metadata.setdefault("model", model)
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Reads to the end of a finished stream: a connection that was left before its end can't be used again."""
-    try:
-        async with asyncio.timeout(_DRAIN):
-            async for _ in chunks:
-                pass
-    except (TimeoutError, MaestroError):
-        pass  # The answer is complete; a server that does not end its stream only loses the connection.
 
 
 def _new_id() -> str:

@@ -1,0 +1,118 @@
+"""Serves a `FileStore` as `FileService`: whole and checked uploads, ranges, and repetition without harm."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, cast
+
+from maestro.llm.v1.file_pb2 import (
+    DeleteFileRequest,
+    DeleteFileResponse,
+    DownloadFileRequest,
+    DownloadFileResponse,
+    File,
+    FileHeader,
+    GetFileRequest,
+    ListFilesRequest,
+    ListFilesResponse,
+    UploadFileRequest,
+)
+from maestro.llm.v1.file_pb2_grpc import FileServiceServicer
+from maestro_sdk.adapter.once import Once
+from maestro_sdk.adapter.provider import FileStore
+from maestro_sdk.errors import InvalidRequest, TooLarge, Violation
+
+MAX_BYTES = 512 * 2**20
+"""The largest file that is taken: what the providers take at most."""
+_IN_MEMORY = 4 * 2**20
+_PIECE = 2**20
+
+
+class FileServicer(FileServiceServicer):
+    """Keeps files at a provider. Only this process knows the `request_id` of an upload or deletion that is repeated."""
+
+    def __init__(self, store: FileStore, max_bytes: int = MAX_BYTES) -> None:
+        self._store = store
+        self._max_bytes = max_bytes
+        self._uploads = Once[File]()
+        self._deletions = Once[DeleteFileResponse]()
+
+    async def UploadFile(self, request_iterator: AsyncIterator[UploadFileRequest], context: Any) -> File:
+        header = await _header(request_iterator)
+        # The whole file is here before the provider hears of it: what is cut or damaged is never kept.
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as content:
+            digest, size = hashlib.sha256(), 0
+            async for request in request_iterator:
+                if request.WhichOneof("kind") != "data":
+                    raise InvalidRequest("the header stands in the first message only")
+                size += len(request.data)
+                if size > self._max_bytes:
+                    raise TooLarge(f"the file has more than {self._max_bytes} bytes")
+                digest.update(request.data)
+                content.write(request.data)
+            _check(header, size, digest.hexdigest())
+            content.seek(0)
+
+            async def store() -> File:
+                return await self._store.upload_file(header, content)
+
+            return await self._uploads.do(header.request_id, store)
+
+    async def GetFile(self, request: GetFileRequest, context: Any) -> File:
+        return await self._store.get_file(request.file_id)
+
+    async def ListFiles(self, request: ListFilesRequest, context: Any) -> ListFilesResponse:
+        return await self._store.list_files(request)
+
+    async def DownloadFile(self, request: DownloadFileRequest, context: Any) -> None:
+        file = await self._store.get_file(request.file_id)
+        if request.offset > file.size_bytes:
+            raise InvalidRequest(
+                f"the file has {file.size_bytes} bytes",
+                violations=[Violation("offset", f"is beyond the end: the file has {file.size_bytes} bytes")],
+            )
+        await context.write(DownloadFileResponse(file=file))
+        skip, left = request.offset, request.limit if request.HasField("limit") else file.size_bytes
+        pieces = cast("Any", self._store.download_file(request.file_id))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                data = piece[skip : skip + left]
+                skip = max(0, skip - len(piece))
+                left -= len(data)
+                for start in range(0, len(data), _PIECE):
+                    await context.write(DownloadFileResponse(data=data[start : start + _PIECE]))
+                if left <= 0:
+                    break
+
+    async def DeleteFile(self, request: DeleteFileRequest, context: Any) -> DeleteFileResponse:
+        async def delete() -> DeleteFileResponse:
+            await self._store.delete_file(request.file_id)
+            return DeleteFileResponse(file_id=request.file_id)
+
+        return await self._deletions.do(request.request_id, delete)
+
+
+async def _header(requests: AsyncIterator[UploadFileRequest]) -> FileHeader:
+    async for request in requests:
+        if request.WhichOneof("kind") == "header":
+            if not request.header.mime_type:
+                guessed, _ = mimetypes.guess_type(request.header.filename)
+                request.header.mime_type = guessed or "application/octet-stream"
+            return request.header
+        break
+    raise InvalidRequest("the first message has to hold the header")
+
+
+def _check(header: FileHeader, size: int, digest: str) -> None:
+    if not size:
+        raise InvalidRequest("the file is empty")
+    if header.HasField("size_bytes") and header.size_bytes != size:
+        why = f"is {header.size_bytes}, but {size} bytes came"
+        raise InvalidRequest(f"size_bytes {why}", violations=[Violation("header.size_bytes", why)])
+    if header.sha256 and header.sha256 != digest:
+        why = f"is not that of the bytes that came, {digest}"
+        raise InvalidRequest(f"sha256 {why}", violations=[Violation("header.sha256", why)])
