@@ -74,6 +74,10 @@ class Wire(ABC):
 
     path: str
 
+    def streams(self, seen: Seen) -> bool:
+        """Whether a request asks for a stream; wires that say it elsewhere than in the body override this."""
+        return bool(seen.json().get("stream"))
+
     @abstractmethod
     def opening(self, answer: Answer, seen: Seen) -> Sequence[Step]:
         """The events before any content."""
@@ -106,7 +110,7 @@ class Wire(ABC):
         """The whole answer; `pace` seconds pass before each piece after the first."""
 
         def reply(seen: Seen) -> Sequence[Step]:
-            if not _streams(seen):
+            if not self.streams(seen):
                 return (SendJson(self.document(answer, seen)),)
             first, *rest = self.content(answer, seen) or [()]
             waits = (Wait(pace),) if pace else ()
@@ -151,7 +155,7 @@ class Wire(ABC):
         """The stream begins, and is cut before its first piece; a unary answer is cut after its head."""
 
         def reply(seen: Seen) -> Sequence[Step]:
-            if not _streams(seen):
+            if not self.streams(seen):
                 return (Headers(200, {"content-type": "application/json", "content-length": "500"}), Wait(0), Cut())
             answer = Answer()
             return (*self.opening(answer, seen), *self.content(answer, seen)[0][:-1], Cut())
@@ -174,7 +178,7 @@ class Wire(ABC):
         """A clean end after so many pieces, without terminal event; a unary answer lacks its stop reason."""
 
         def reply(seen: Seen) -> Sequence[Step]:
-            if not _streams(seen):
+            if not self.streams(seen):
                 return (SendJson(self.document(Answer(stop=""), seen)),)
             return self._begin(pieces, seen)
 
@@ -184,7 +188,7 @@ class Wire(ABC):
         """An error inside the stream after so many pieces; a unary request gets it with status 200."""
 
         def reply(seen: Seen) -> Sequence[Step]:
-            if not _streams(seen):
+            if not self.streams(seen):
                 return (SendJson(self.refusal(500, kind, message)),)
             return (*self._begin(pieces, seen), self.error_event(kind, message))
 
@@ -194,7 +198,7 @@ class Wire(ABC):
         """After so many pieces one event is not JSON; all others, the terminal one included, are good."""
 
         def reply(seen: Seen) -> Sequence[Step]:
-            if not _streams(seen):
+            if not self.streams(seen):
                 return (Headers(200, {"content-type": "application/json"}), Send(b'{"id": "x", "mod'))
             answer = Answer()
             rest = [step for group in self.content(answer, seen)[pieces:] for step in group]
@@ -207,7 +211,7 @@ class Wire(ABC):
 
         def reply(seen: Seen) -> Sequence[Step]:
             answer = Answer()
-            if not _streams(seen):
+            if not self.streams(seen):
                 return (Wait(seconds), SendJson(self.document(answer, seen)))
             pieces = [step for group in self.content(answer, seen) for step in group]
             return (*self.opening(answer, seen), Wait(seconds), *pieces, *self.closing(answer, seen))
@@ -219,7 +223,7 @@ class Wire(ABC):
 
         def reply(seen: Seen) -> Sequence[Step]:
             answer = Answer()
-            if not _streams(seen):
+            if not self.streams(seen):
                 return (WaitFor(until), SendJson(self.document(answer, seen)))
             rest = [step for group in self.content(answer, seen)[pieces:] for step in group]
             return (*self._begin(pieces, seen), WaitFor(until), *rest, *self.closing(answer, seen))
@@ -234,7 +238,7 @@ class Wire(ABC):
 
     def _part(self, pieces: int, last: Cut | Stall) -> Reply:
         def reply(seen: Seen) -> Sequence[Step]:
-            if not _streams(seen):
+            if not self.streams(seen):
                 data = json.dumps(self.document(Answer(), seen)).encode()
                 head = Headers(200, {"content-type": "application/json", "content-length": str(len(data))})
                 return (head, Send(data[: len(data) // 2]), last)
@@ -254,7 +258,3 @@ def alternate(columns: Sequence[Sequence[Sequence[Step]]], interleaved: bool) ->
         return [group for column in columns for group in column]
     longest = max((len(column) for column in columns), default=0)
     return [column[row] for row in range(longest) for column in columns if row < len(column)]
-
-
-def _streams(seen: Seen) -> bool:
-    return bool(seen.json().get("stream"))
