@@ -85,13 +85,14 @@ adapters: {near: {module: maestro_adapter_near, address: 127.0.0.1:50071}}
 routes: {default: {targets: [x/y]}}
 aliases: {}
 """
-    secrets = ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "DB_PASSWORD", "GOOGLE_APPLICATION_CREDENTIALS", "mykey_key")
+    secrets = ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "GITHUB_TOKEN", "DB_PASSWORD", "AZURE_CLIENT_SECRET", "mykey_key")
+    known = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS")
     plain = ("SSL_CERT_FILE", "KEYBOARD", "OTEL_SERVICE_NAME", "TOKENIZERS_PARALLELISM")
-    environment = {**ENVIRONMENT, **dict.fromkeys((*secrets, *plain), "x")}
+    environment = {**ENVIRONMENT, **dict.fromkeys((*secrets, *known, *plain), "x")}
     found = made(configured(tmp_path, text, environment), environment)
     for name, each in found.items():
         assert set(plain) <= each.environment.keys(), name
-        assert not {"ANTHROPIC_API_KEY", "OPENAI_API_KEY"} & each.environment.keys(), name
+        assert not set(known) & each.environment.keys(), name
         # A cloud's SDK finds its credentials by variables that no configuration names.
         assert set(secrets) & each.environment.keys() == (set(secrets) if name == "adapter-near" else set()), name
 

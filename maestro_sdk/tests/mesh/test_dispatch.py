@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, Routing
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest
 from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro.router.v1 import router_pb2 as pb
@@ -27,7 +27,6 @@ from maestro_sdk.errors import (
     RateLimited,
     StreamBroken,
     Timeout,
-    UnsupportedParameter,
     UpstreamError,
 )
 from maestro_sdk.mesh.backends import Backends
@@ -118,7 +117,7 @@ async def test_the_first_backend_answers() -> None:
         assert m.trail.finish is not None
         assert m.trail.finish.usage.output_tokens == 2
         assert [outcome.reason for outcome in m.source.outcomes] == [ErrorReason.ERROR_REASON_UNSPECIFIED]
-        assert m.source.local.in_flight == {"p1:p1/m": 0}
+        assert m.source.local.load.in_flight == {"p1:p1/m": 0}
 
 
 async def test_unary_equals_the_fold_of_the_stream() -> None:
@@ -240,27 +239,6 @@ async def test_a_long_retry_after_is_told_instead_of_waited_for() -> None:
         assert 25 < (held.value.retry_after or 0) <= 30
 
 
-@pytest.mark.parametrize(
-    "wish", [{"session_key": "s"}, {"deterministic": True}, {"strategy": "x"}, {"max_cost_usd": "1"}]
-)
-async def test_wishes_that_routing_does_not_serve_are_warned_of_or_refused(wish: dict[str, Any]) -> None:
-    async with mesh(named(1)) as m:
-        request = ask()
-        request.routing.CopyFrom(Routing(**wish))
-        needs, field = needs_of(request, streaming=True), f"routing.{next(iter(wish))}"
-        streamed = [e async for batch in m.dispatcher.stream(request, needs, m.trail) for e in batch.events]
-        assert kinds(streamed)[:2] == ["started", "warning"]
-        assert streamed[1].warning.field == field
-        whole = await m.dispatcher.complete(request, needs, Trail())
-        assert whole.SerializeToString(deterministic=True) == fold(streamed).SerializeToString(deterministic=True)
-        request.strict = True
-        before = len(m.providers[0].requests)
-        with pytest.raises(UnsupportedParameter) as caught:
-            await m.dispatcher.complete(request, needs, Trail())
-        assert [violation.field for violation in caught.value.violations] == [field]
-        assert len(m.providers[0].requests) == before
-
-
 async def test_a_dead_adapter_is_passed_over() -> None:
     async with mesh(named(2)) as m:
         dead = backend("p1", model("p1/m"), f"127.0.0.1:{free_port()}")
@@ -278,7 +256,7 @@ async def test_closing_the_stream_cancels_the_adapter() -> None:
             async for _ in batches:
                 break
         await asyncio.wait_for(m.providers[0].abandoned.wait(), 5)
-        assert m.source.local.in_flight == {"p1:p1/m": 0}
+        assert m.source.local.load.in_flight == {"p1:p1/m": 0}
 
 
 @pytest.mark.parametrize("unary", [True, False])
@@ -291,7 +269,7 @@ async def test_cancelling_the_task_cancels_the_adapter(unary: bool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.wait_for(m.providers[0].abandoned.wait(), 5)
-        assert m.source.local.in_flight == {"p1:p1/m": 0}
+        assert m.source.local.load.in_flight == {"p1:p1/m": 0}
 
 
 @pytest.mark.parametrize("unary", [True, False])

@@ -49,7 +49,7 @@ def half() -> float:
 
 
 def kept(decision: Plan) -> list[str]:
-    return [found.id.split(":")[0] for found, _ in decision.kept]
+    return [ranked.choice.backend.id.split(":")[0] for ranked in decision.kept]
 
 
 TOOLS = mask([Feature.FEATURE_TOOLS])
@@ -147,7 +147,7 @@ def test_the_same_model_at_two_adapters_goes_to_the_idler_one() -> None:
         {"default": [("openai/gpt", 1), ("anthropic/sonnet", 1)]},
     )
     local = LocalState()
-    local.in_flight["a:openai/gpt"] = 2
+    local.load.in_flight["a:openai/gpt"] = 2
     assert kept(plan(Needs(""), twice, local, NOW, half)) == ["b", "a", "c"]
     assert kept(plan(Needs("openai/gpt"), twice, local, NOW, half)) == ["b", "a"]
 

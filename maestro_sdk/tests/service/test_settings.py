@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from maestro.llm.v1.model_pb2 import Feature
+from maestro_sdk.mesh.strategy import STRATEGIES
 from maestro_sdk.service.settings import (
     Config,
     ConfigError,
@@ -51,6 +53,16 @@ def test_without_a_file_the_mesh_is_complete(tmp_path: Path, monkeypatch: pytest
     assert config.resolve("fast") == "local/offline"
 
 
+CHOOSES_NOTHING = "the weights are all 0, so nothing would ever be chosen"
+MATCHES_NOTHING = "says nothing: name models, tenants, personas, skills, labels or required features"
+FEATURES = [name.removeprefix("FEATURE_") for name in Feature.keys()[1:]]
+
+
+def test_a_pin_stands_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_PROVIDER", "claude-only")
+    assert load(write(tmp_path, "{}")).router.pin == "claude-only"
+
+
 def test_the_example_says_what_the_defaults_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = load(ROOT / "maestro.yaml", env={})
     monkeypatch.chdir(ROOT)
@@ -67,7 +79,36 @@ def test_the_example_says_what_the_defaults_are(tmp_path: Path, monkeypatch: pyt
         ("\ngrace: 1s\ngrace: 2s", ["maestro.yaml:3: grace: given twice, first in line 2"]),
         (
             "routes:\n  default:\n    strategy: foo\n    targets: [a/b]",
-            ["maestro.yaml:3: routes.default.strategy: 'foo' is not one of fallback, weighted"],
+            [f"maestro.yaml:3: routes.default.strategy: 'foo' is not one of {', '.join(STRATEGIES)}"],
+        ),
+        (
+            "routes:\n  x:\n    targets: [a/b]\n    match: {}",
+            [f"maestro.yaml:4: routes.x.match: {MATCHES_NOTHING}"],
+        ),
+        (
+            "routes:\n  x:\n    targets: [a/b]\n    match: {required: [TELEPATHY]}",
+            ["maestro.yaml:4: routes.x.match.required[0]: 'TELEPATHY' is not one of " + ", ".join(FEATURES)],
+        ),
+        (
+            (
+                "routes:\n  x:\n    targets: [a/b]\n    experiment:\n      name: e\n"
+                "      arms: {one: {share: 60, targets: [a/c]}, two: {share: 41, targets: [a/d]}}"
+            ),
+            ["maestro.yaml:4: routes.x.experiment: the shares of the arms add up to 101 percent"],
+        ),
+        (
+            (
+                "routes:\n  x:\n    strategy: weighted\n    targets: [a/b]\n    experiment:\n      name: e\n"
+                "      arms:\n        one:\n          share: 60\n          targets: [{model: a/c, weight: 0}]"
+            ),
+            [f"maestro.yaml:10: routes.x.experiment.arms.one.targets: {CHOOSES_NOTHING}"],
+        ),
+        (
+            "adapters: {a: {address: 'h:1'}}\nrouter:\n  pin: b-only\n  pins: {dev: c}",
+            [
+                "maestro.yaml:3: router.pin: 'b-only' is not an adapter; there are: a",
+                "maestro.yaml:4: router.pins.dev: 'c' is not an adapter; there are: a",
+            ],
         ),
         ("routes: {x: {targets: []}}", ["maestro.yaml:1: routes.x.targets: must have at least one entry"]),
         ("routes: {x: {}}", ["maestro.yaml:1: routes.x.targets: is required"]),

@@ -250,6 +250,16 @@ async def test_paced_answer_keeps_its_pace(wire: Wire):
 
 def test_both_modules_offer_the_same_scripts():
     names = {name for name, _ in itertools.chain(vars(Wire).items()) if not name.startswith("_")}
-    scripts = names - {"path", "opening", "content", "closing", "document", "refusal", "broken_event", "error_event"}
+    scripts = names - {
+        "path",
+        "streams",
+        "opening",
+        "content",
+        "closing",
+        "document",
+        "refusal",
+        "broken_event",
+        "error_event",
+    }
     for module in (openai_chat, anthropic_messages):
         assert scripts <= set(vars(module))

@@ -191,7 +191,7 @@ async def test_a_caller_that_leaves_cancels_the_adapter(start: Start, fault: Fau
     failed = (await gateway.event("request.failed")).request_failed
     assert failed.failure.http_status == 499
     assert failed.attempts == 1
-    assert gateway.source.local.in_flight == {"adapter-p0:p0/model": 0}
+    assert gateway.source.local.load.in_flight == {"adapter-p0:p0/model": 0}
 
 
 async def test_an_idle_stream_is_kept_alive(start: Start) -> None:

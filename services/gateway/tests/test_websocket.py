@@ -173,7 +173,7 @@ async def test_a_client_that_leaves_cancels_the_adapter(start: Start, fault: Fau
         assert time.monotonic() - begun < 2
     failed = (await gateway.event("request.failed")).request_failed
     assert (failed.failure.http_status, failed.after_content) == (499, fault is Fault.STALL_AFTER_CONTENT)
-    assert gateway.source.local.in_flight == {"adapter-p0:p0/model": 0}
+    assert gateway.source.local.load.in_flight == {"adapter-p0:p0/model": 0}
 
 
 async def test_the_number_of_conversations_is_bounded(start: Start) -> None:

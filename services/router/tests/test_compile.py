@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from maestro.llm.v1.error_pb2 import ErrorReason
-from maestro.llm.v1.model_pb2 import Model
+from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro.router.v1 import router_pb2 as pb
 from maestro_router.compile import Adapter, Override, compile_routes
 from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy
@@ -101,3 +101,33 @@ def test_states_of_backends_carry_their_reason(config: Config) -> None:
     assert state(CLAUDE, breakers={name: opened}) == (pb.BACKEND_STATE_OPEN, "PROVIDER_QUOTA", NOW + 300)
     drained = {name: Override(pb.BACKEND_STATE_DRAINING, "maintenance")}
     assert state(CLAUDE, overrides=drained, breakers={name: opened})[:2] == (pb.BACKEND_STATE_DRAINING, "maintenance")
+
+
+def test_everything_that_decides_reaches_the_table(tmp_path: Path) -> None:
+    sonnet, opus = model("anthropic/sonnet"), model("anthropic/opus")
+    reviews = {
+        "strategy": "cost",
+        "quality": "frontier",
+        "strategies": ["cost", "fallback"],
+        "targets": ["anthropic/opus", {"model": "anthropic/sonnet", "tier": 2}],
+        "match": {"personas": ["reviewer"], "labels": {"team": "core"}, "required": ["TOOLS"], "models": ["best"]},
+        "experiment": {"name": "e", "label": "user", "arms": {"new": {"share": 20, "targets": ["anthropic/sonnet"]}}},
+    }
+    config = configured(
+        tmp_path,
+        adapters={"claude": {"address": "127.0.0.1:1"}},
+        routes={"reviews": reviews},
+        aliases={"review": "reviews"},
+        router={"pin": "claude-only", "pins": {"dev": "claude"}},
+    )
+    table = compiled(config, serving("claude", sonnet, opus))
+    route, alias = table.routes
+    assert (route.strategy, route.quality, list(route.strategies)) == ("cost", "frontier", ["cost", "fallback"])
+    assert [(target.model, target.tier) for target in route.targets] == [("anthropic/opus", 0), ("anthropic/sonnet", 2)]
+    assert (list(route.match.personas), dict(route.match.labels)) == (["reviewer"], {"team": "core"})
+    assert (list(route.match.models), list(route.match.required)) == (["best"], [Feature.FEATURE_TOOLS])
+    assert (route.experiment.name, route.experiment.label) == ("e", "user")
+    assert [(arm.name, arm.share, arm.targets[0].model) for arm in route.experiment.arms] == [("new", 20, sonnet.id)]
+    # Who asks for an alias has chosen: only the route itself takes what matches.
+    assert (alias.name, alias.HasField("match"), alias.HasField("experiment")) == ("review", False, True)
+    assert dict(table.pins) == {"": "claude", "dev": "claude"}

@@ -16,7 +16,6 @@ from typing import Protocol
 import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, Finish, StreamChatResponse
-from maestro.llm.v1.chat_pb2 import Warning as ChatWarning
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro.router.v1.router_pb2 import Outcome
 from maestro_sdk.errors import (
@@ -28,7 +27,7 @@ from maestro_sdk.errors import (
     from_rpc_error,
 )
 from maestro_sdk.mesh.backends import Backends, ChatCall
-from maestro_sdk.mesh.needs import Needs, unserved
+from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.plan import LocalState, Plan, plan, refusal
 from maestro_sdk.mesh.table import Backend, Route, Table
 
@@ -101,7 +100,6 @@ class Dispatcher:
         self, request: ChatRequest, needs: Needs, trail: Trail, deadline: float | None = None
     ) -> ChatResponse:
         """The whole answer; `deadline` is of the monotonic clock. Raises the last error, with what was tried."""
-        warnings = unserved(request)
         route, deadline = self._begin(needs, trail, deadline)
         async for attempt in self._attempts(route, trail, deadline):
             try:
@@ -115,11 +113,6 @@ class Dispatcher:
             finally:
                 self._end(attempt)
             response.attempt = attempt.number
-            if warnings:
-                # As in a stream, where they come right after `started`.
-                warnings += response.warnings
-                del response.warnings[:]
-                response.warnings.extend(warnings)
             attempt.first_event = trail.first_content = attempt.ended
             trail.usage = response.usage
             trail.finish = Finish(reason=response.finish_reason, usage=response.usage)
@@ -136,13 +129,12 @@ class Dispatcher:
 
         Raises the error of the last attempt; after content was handed on, its metadata says `after_content`.
         """
-        warnings = unserved(request)
         route, deadline = self._begin(needs, trail, deadline)
         async for attempt in self._attempts(route, trail, deadline):
             request.model = attempt.backend.model
             call = self._backends.stream_chat(attempt.backend, request, _least(deadline, attempt.begun, 0.0))
             watch = _Watch(call, route.first_event_timeout, route.idle_timeout)
-            course = _Course(attempt, trail, warnings)
+            course = _Course(attempt, trail)
             try:
                 while isinstance(message := await call.read(), StreamChatResponse):
                     if message.events:
@@ -177,7 +169,7 @@ class Dispatcher:
     async def _attempts(self, route: Route, trail: Trail, deadline: float | None) -> AsyncIterator[Attempt]:
         """The attempts worth making, each begun when it is taken: planned backends in order, then retries."""
         local, most = self._source.local, route.max_attempts
-        queue = [backend for backend, _ in trail.plan.kept] if trail.plan else []
+        queue = [ranked.choice.backend for ranked in trail.plan.kept] if trail.plan else []
         number = 0
         while queue and number < most:
             backend = queue.pop(0)
@@ -190,7 +182,7 @@ class Dispatcher:
             number += 1
             attempt = Attempt(backend, number, time.monotonic())
             trail.attempts.append(attempt)
-            local.in_flight[backend.id] = local.in_flight.get(backend.id, 0) + 1
+            local.load.in_flight[backend.id] = local.load.in_flight.get(backend.id, 0) + 1
             breaker.begin(time.time())
             yield attempt
             # Still here: the attempt failed in a way that allows another one.
@@ -224,7 +216,10 @@ class Dispatcher:
         return max(back_off, error.retry_after or 0.0) if error is not None else back_off
 
     def _succeed(self, attempt: Attempt, output_tokens: int) -> None:
-        self._source.local.breaker(attempt.backend.id).succeed(time.time())
+        local, now = self._source.local, time.time()
+        local.breaker(attempt.backend.id).succeed(now)
+        begun = attempt.begun
+        local.observe(attempt.backend.id, attempt.first_event - begun, attempt.ended - begun, output_tokens, now)
         self._source.report(_outcome(attempt, output_tokens))
 
     def _fail(
@@ -253,7 +248,7 @@ class Dispatcher:
 
     def _end(self, attempt: Attempt) -> None:
         local = self._source.local
-        local.in_flight[attempt.backend.id] -= 1
+        local.load.in_flight[attempt.backend.id] -= 1
         if not attempt.ended:
             attempt.ended = time.monotonic()
             if attempt.error is None:
@@ -272,10 +267,10 @@ class Dispatcher:
 class _Course:
     """One attempt's stream as it goes: what is held back, whether content was handed on, and whether it ended."""
 
-    __slots__ = ("_attempt", "_held", "_trail", "_warnings", "committed", "finished")
+    __slots__ = ("_attempt", "_held", "_trail", "committed", "finished")
 
-    def __init__(self, attempt: Attempt, trail: Trail, warnings: Sequence[ChatWarning]) -> None:
-        self._attempt, self._trail, self._warnings = attempt, trail, warnings
+    def __init__(self, attempt: Attempt, trail: Trail) -> None:
+        self._attempt, self._trail = attempt, trail
         self._held: list[ChatEvent] = []
         self.committed = False
         self.finished = False
@@ -315,9 +310,6 @@ class _Course:
         if first.WhichOneof("kind") != "started":
             raise StreamBroken("the adapter's first event is not `started`")
         first.started.attempt = self._attempt.number
-        if self._warnings:
-            ours = [ChatEvent(warning=warning) for warning in self._warnings]
-            message = StreamChatResponse(events=[first, *ours, *message.events[1:]])
         self.committed = True
         return message
 

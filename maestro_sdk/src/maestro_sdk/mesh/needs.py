@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, Routing, ToolChoiceMode
-from maestro.llm.v1.chat_pb2 import Warning as ChatWarning
 from maestro.llm.v1.message_pb2 import Part
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.router.v1.router_pb2 import RequestFeatures
-from maestro_sdk.errors import UnsupportedParameter, Violation
 
 _NO_ROUTING = Routing()
-_UNSERVED = ("session_key", "max_cost_usd", "strategy", "deterministic")
 
 _CHAT, _STREAMING = 1 << Feature.FEATURE_CHAT, 1 << Feature.FEATURE_STREAMING
 
@@ -38,6 +36,13 @@ class Needs:
     max_tokens: int = 0
     tenant: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    content_hash: str = ""
+    """Hash of what is asked, under `routing.deterministic` only."""
+
+    @property
+    def key(self) -> str:
+        """What requests have in common that should reach the same backend; empty when nothing should."""
+        return self.routing.session_key or self.content_hash
 
 
 def needs_of(request: ChatRequest, tenant: str = "", *, streaming: bool = False) -> Needs:
@@ -62,6 +67,7 @@ def needs_of(request: ChatRequest, tenant: str = "", *, streaming: bool = False)
         max_tokens=request.max_tokens,
         tenant=tenant,
         metadata=request.metadata,
+        content_hash=hash_content(request) if routing.deterministic else "",
     )
 
 
@@ -75,6 +81,7 @@ def needs_from_features(features: RequestFeatures) -> Needs:
         max_tokens=features.max_tokens,
         tenant=features.tenant,
         metadata=features.metadata,
+        content_hash=features.content_hash,
     )
 
 
@@ -88,22 +95,17 @@ def features_from_needs(needs: Needs) -> RequestFeatures:
         max_tokens=needs.max_tokens or None,
         tenant=needs.tenant,
         metadata=needs.metadata,
+        content_hash=needs.content_hash,
     )
 
 
-def unserved(request: ChatRequest) -> list[ChatWarning]:
-    """Warnings for wishes that routing does not serve yet. Raises `UnsupportedParameter` under `strict`."""
-    if not request.HasField("routing"):
-        return []
-    fields = [f"routing.{name}" for name in _UNSERVED if getattr(request.routing, name)]
-    if fields and request.strict:
-        raise UnsupportedParameter(
-            f"{', '.join(fields)}: not served yet; leave it out, or leave `strict` out to get a warning instead",
-            violations=[Violation(field, "is not served yet") for field in fields],
-        )
-    return [
-        ChatWarning(code="unsupported_parameter", message=f"{field} has no effect yet", field=field) for field in fields
-    ]
+def hash_content(request: ChatRequest) -> str:
+    """A hash of what `request` asks, labels and routing left out: the same question gives the same text everywhere."""
+    plain = ChatRequest()
+    plain.CopyFrom(request)
+    for name in ("routing", "metadata", "model"):
+        plain.ClearField(name)
+    return hashlib.blake2b(plain.SerializeToString(deterministic=True), digest_size=16).hexdigest()
 
 
 def mask(features: Iterable[Feature.ValueType]) -> int:

@@ -5,7 +5,6 @@ Pure: the table, local state, time and dice come in as arguments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,17 +13,18 @@ from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, MaestroError, NoBackend, NotFound
 from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy, State
 from maestro_sdk.mesh.needs import Needs, feature_names, unmask
-from maestro_sdk.mesh.table import DEFAULT_ROUTE, Backend, Route, Table
+from maestro_sdk.mesh.pace import Pace
+from maestro_sdk.mesh.strategy import STRATEGIES, Choice, Load, Ranked, draw_arm, estimate, rank
+from maestro_sdk.mesh.table import DEFAULT_ROUTE, Backend, Entry, Match, Route, Table, Targets
 
-STRATEGIES = ("fallback", "weighted")
-"""Names of the strategies that order the targets of a route."""
+_NOT_OFFERED = "no enabled adapter offers it"
 
 
 class LocalState:
-    """What one process knows by itself: requests under way and breakers per backend, fed by its own outcomes."""
+    """What one process knows by itself: load, paces and breakers per backend, fed by its own outcomes."""
 
     def __init__(self) -> None:
-        self.in_flight: dict[str, int] = {}
+        self.load = Load()
         self._breakers: dict[str, Breaker] = {}
         self._policy = BreakerPolicy()
 
@@ -35,6 +35,13 @@ class LocalState:
             breaker = self._breakers[backend_id] = Breaker(self._policy)
         return breaker
 
+    def observe(self, backend_id: str, first: float, duration: float, tokens: int, now: float) -> None:
+        """Takes the times of an answer, in seconds, for strategies that look at them."""
+        pace = self.load.paces.get(backend_id)
+        if pace is None:
+            pace = self.load.paces[backend_id] = Pace()
+        pace.observe(first, duration, tokens, now)
+
     def adopt(self, table: Table) -> None:
         """Takes the limits of a new table and forgets backends that are gone."""
         if table.breaker != self._policy:
@@ -42,6 +49,8 @@ class LocalState:
             self._breakers.clear()
         for gone in [name for name in self._breakers if name not in table.backends]:
             del self._breakers[gone]
+        for gone in [name for name in self.load.paces if name not in table.backends]:
+            del self.load.paces[gone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +66,38 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A decision: `kept` in the order in which to try them."""
+    """A decision: `kept` in the order in which to try them; `arm` is empty for the route's own targets."""
 
     route: Route
+    strategy: str
     table_version: int
-    kept: Sequence[tuple[Backend, str]]
+    kept: Sequence[Ranked]
     dropped: Sequence[Dropped]
+    missing: Sequence[str]
+    needs: Needs
+    experiment: str = ""
+    arm: str = ""
 
     def message(self) -> pb.Decision:
         """The decision as the contract has it."""
-        decision = pb.Decision(route=self.route.name, table_version=self.table_version, strategy=self.route.strategy)
-        for backend, reason in self.kept:
-            decision.candidates.add(backend_id=backend.id, model=backend.model, kept=True, reason=reason)
+        decision = pb.Decision(
+            route=self.route.name,
+            table_version=self.table_version,
+            strategy=self.strategy,
+            experiment=self.experiment,
+            arm=self.arm,
+        )
+        for ranked in self.kept:
+            backend = ranked.choice.backend
+            cost = estimate(backend, self.needs)
+            decision.candidates.add(
+                backend_id=backend.id,
+                model=backend.model,
+                kept=True,
+                reason=ranked.reason,
+                score=ranked.score,
+                estimated_usd=None if cost is None else f"{cost:.9f}",
+            )
         for drop in self.dropped:
             decision.candidates.add(
                 backend_id=drop.backend.id,
@@ -77,26 +106,96 @@ class Plan:
                 reason=drop.reason,
                 missing=unmask(drop.missing),
             )
-        for model in self.route.missing:
-            decision.candidates.add(model=model, kept=False, reason="no enabled adapter offers it")
+        for model in self.missing:
+            decision.candidates.add(model=model, kept=False, reason=_NOT_OFFERED)
         return decision
 
 
 def plan(needs: Needs, table: Table, local: LocalState, now: float, dice: Callable[[], float]) -> Plan:
     """Decides. `now` is Unix time in seconds, `dice` gives numbers in [0, 1).
 
-    Raises `NotFound` for a name that is neither route nor model. A plan that keeps nothing is no error: see `refusal`.
+    Raises `NotFound` for a name that is neither route nor model, and `InvalidRequest` for a strategy that is unknown or
+    not allowed. A plan that keeps nothing is no error: see `refusal`.
     """
-    route = find_route(needs.model, table)
-    kept: list[tuple[Backend, float]] = []
+    route = choose_route(needs, table)
+    strategy = _strategy(needs, route)
+    targets, experiment, arm = _targets(needs, route)
+    terms = _terms(needs, route, strategy, table)
+    entries = _pin(targets.entries, terms.pinned, table) if terms.pinned else targets.entries
+    kept: dict[int, list[Choice]] = {}
     dropped: list[Dropped] = []
-    for backend, weight in route.targets:
-        drop = _judge(backend, weight, route, needs, local, now)
+    for entry in entries:
+        cost = estimate(entry.backend, needs) if terms.priced else None
+        drop = _judge(entry, terms, cost, local, now)
         if drop is None:
-            kept.append((backend, weight))
+            kept.setdefault(entry.tier, []).append(Choice(entry.backend, entry.weight, cost))
         else:
             dropped.append(drop)
-    return Plan(route, table.version, _order(kept, route, needs, local, dice), dropped)
+    ordered: list[Ranked] = []
+    for number, tier in kept.items():
+        ordered += rank(strategy, tier, needs.key, (route.name, number), local.load, dice)
+    if prefer := list(needs.routing.prefer_providers):
+        order = {provider: n for n, provider in enumerate(prefer)}
+        ordered.sort(key=lambda ranked: order.get(ranked.choice.backend.provider, len(prefer)))
+    return Plan(route, strategy, table.version, ordered, dropped, targets.missing, needs, experiment, arm)
+
+
+def choose_route(needs: Needs, table: Table) -> Route:
+    """The first route that matches the request, else the one that it names. Raises `NotFound`."""
+    for route in table.matching:
+        if route.match is not None and _fits(needs, route.match):
+            return route
+    return find_route(needs.model, table)
+
+
+def _fits(needs: Needs, match: Match) -> bool:
+    """Whether a route takes the request without being named. One that names a model only goes where that is listed."""
+    named = needs.model if needs.model != DEFAULT_ROUTE else ""
+    if named not in match.models and (named or match.models):
+        return False
+    routing = needs.routing
+    return (
+        (not match.tenants or needs.tenant in match.tenants)
+        and (not match.personas or routing.persona in match.personas)
+        and (not match.skills or routing.skill in match.skills)
+        and not match.required & ~needs.required
+        and all(needs.metadata.get(name) == value for name, value in match.labels)
+    )
+
+
+def _strategy(needs: Needs, route: Route) -> str:
+    asked = needs.routing.strategy
+    if not asked or asked == route.strategy:
+        return route.strategy
+    allowed = route.strategies or STRATEGIES
+    if asked not in allowed:
+        raise InvalidRequest.at("routing.strategy", f"{asked!r} is not one of {', '.join(allowed)}")
+    return asked
+
+
+def _targets(needs: Needs, route: Route) -> tuple[Targets, str, str]:
+    """The targets of the request: those of its arm while the route has an experiment."""
+    experiment = route.experiment
+    if experiment is None:
+        return route.targets, "", ""
+    if experiment.label:
+        subject = needs.metadata.get(experiment.label, "")
+    else:
+        subject = needs.routing.session_key or needs.tenant
+    if not subject:
+        return route.targets, "", ""
+    arm = draw_arm(experiment.name, subject, experiment.shares)
+    return (experiment.arms[arm] if arm else route.targets), experiment.name, arm
+
+
+def _pin(entries: Sequence[Entry], adapter: str, table: Table) -> Sequence[Entry]:
+    """The entries, and where none of them is at the pinned adapter, what the adapter has for the default route."""
+    if any(entry.backend.adapter == adapter for entry in entries):
+        return entries
+    default = table.routes.get(DEFAULT_ROUTE)
+    usual = [entry for entry in default.targets.entries if entry.backend.adapter == adapter] if default else []
+    every = [Entry(backend) for backend in table.backends.values() if backend.adapter == adapter]
+    return [*(usual or every), *entries]
 
 
 def find_route(model: str, table: Table) -> Route:
@@ -122,7 +221,7 @@ def find_route(model: str, table: Table) -> Route:
 def refusal(plan: Plan, needs: Needs, now: float) -> MaestroError:
     """The error for a plan that keeps nothing: `CapabilityUnavailable` when waiting does not help, else `NoBackend`."""
     reasons = [f"{drop.backend.id}: {drop.reason}" for drop in plan.dropped]
-    reasons += [f"{model}: no enabled adapter offers it" for model in plan.route.missing]
+    reasons += [f"{model}: {_NOT_OFFERED}" for model in plan.missing]
     what = f"route {plan.route.name!r}" if plan.route.name else f"model {needs.model!r}"
     tried = "; ".join(reasons) or "it has no backends"
     if any(not drop.lasting for drop in plan.dropped):
@@ -140,22 +239,58 @@ def refusal(plan: Plan, needs: Needs, now: float) -> MaestroError:
     )
 
 
-def _judge(
-    backend: Backend, weight: float, route: Route, needs: Needs, local: LocalState, now: float
-) -> Dropped | None:
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What every backend of a request is held against, read once: a field of a message costs more than a comparison."""
+
+    required: int
+    native: bool
+    excluded: frozenset[str]
+    quality: str
+    pinned: str
+    weighted: bool
+    max_cost: float | None
+    priced: bool
+    input_tokens: int
+
+
+def _terms(needs: Needs, route: Route, strategy: str, table: Table) -> _Terms:
     routing = needs.routing
-    offered = backend.native if routing.require_native else backend.able
-    if missing := needs.required & ~offered:
-        how = "natively " if routing.require_native and not needs.required & ~backend.able else ""
+    max_cost = float(routing.max_cost_usd) if routing.max_cost_usd else None
+    return _Terms(
+        required=needs.required,
+        native=routing.require_native,
+        excluded=frozenset(routing.exclude_providers),
+        quality=route.quality,
+        pinned=(table.pins.get(routing.persona) or table.pins.get("", "")) if table.pins else "",
+        weighted=strategy == "weighted",
+        max_cost=max_cost,
+        priced=max_cost is not None or strategy == "cost",
+        input_tokens=needs.input_tokens,
+    )
+
+
+def _judge(entry: Entry, terms: _Terms, cost: float | None, local: LocalState, now: float) -> Dropped | None:
+    backend = entry.backend
+    if terms.pinned and backend.adapter != terms.pinned:
+        return Dropped(backend, f"everything is pinned to {terms.pinned}", lasting=True)
+    offered = backend.native if terms.native else backend.able
+    if missing := terms.required & ~offered:
+        how = "natively " if terms.native and not terms.required & ~backend.able else ""
         return Dropped(backend, f"does not {how}offer {feature_names(missing)}", lasting=True, missing=missing)
-    if backend.provider in routing.exclude_providers:
+    if backend.provider in terms.excluded:
         return Dropped(backend, f"provider {backend.provider} is excluded by the request", lasting=True)
-    if weight == 0 and route.strategy == "weighted":
+    if entry.weight == 0 and terms.weighted:
         return Dropped(backend, "its weight is 0", lasting=True)
-    if backend.window and needs.input_tokens and needs.input_tokens > backend.window * 2:
+    if terms.quality and terms.quality not in backend.tags:
+        return Dropped(backend, f"has no tag {terms.quality!r}, which the route demands", lasting=True)
+    if terms.max_cost is not None and (cost is None or cost > terms.max_cost):
+        how = "its price is unknown" if cost is None else f"would cost about ${cost:.6f}"
+        return Dropped(backend, f"{how}; the request allows ${terms.max_cost:.6f}", lasting=True)
+    if backend.window and terms.input_tokens > backend.window * 2:
         # Twice the window, since the count is an estimate: a near miss is for the provider to judge.
         return Dropped(
-            backend, f"about {needs.input_tokens} tokens don't fit its window of {backend.window}", lasting=True
+            backend, f"about {terms.input_tokens} tokens don't fit its window of {backend.window}", lasting=True
         )
     match backend.state:
         case pb.BACKEND_STATE_DISABLED:
@@ -174,32 +309,6 @@ def _judge(
             return Dropped(backend, f"breaker open here: {breaker.reason}", lasting=False, until=breaker.until)
         return Dropped(backend, "breaker half open here, a trial call is under way", lasting=False)
     return None
-
-
-def _order(
-    kept: list[tuple[Backend, float]], route: Route, needs: Needs, local: LocalState, dice: Callable[[], float]
-) -> list[tuple[Backend, str]]:
-    if route.strategy == "weighted":
-        # Sampling without replacement by exponentials with the weights as rates (Efraimidis and Spirakis).
-        total = sum(weight for _, weight in kept)
-        drawn = sorted(((-math.log(1.0 - dice()) / weight, n) for n, (_, weight) in enumerate(kept)))
-        ordered = [(kept[n][0], f"weight {kept[n][1]:g} of {total:g}") for _, n in drawn]
-    else:
-        ordered = [(backend, f"target {n + 1}") for n, (backend, _) in enumerate(kept)]
-        if len(ordered) > 1 and len({backend.model for backend, _ in ordered}) < len(ordered):
-            ordered = _spread(ordered, local)
-    if prefer := list(needs.routing.prefer_providers):
-        rank = {provider: n for n, provider in enumerate(prefer)}
-        ordered.sort(key=lambda entry: rank.get(entry[0].provider, len(prefer)))
-    return ordered
-
-
-def _spread(ordered: list[tuple[Backend, str]], local: LocalState) -> list[tuple[Backend, str]]:
-    """Puts the idlest adapter first among those that serve the same model; targets keep their order."""
-    first: dict[str, int] = {}
-    for n, (backend, _) in enumerate(ordered):
-        first.setdefault(backend.model, n)
-    return sorted(ordered, key=lambda entry: (first[entry[0].model], local.in_flight.get(entry[0].id, 0)))
 
 
 def _wait(plan: Plan, now: float) -> float | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from maestro.llm.v1.model_pb2 import Support
+from maestro.llm.v1.usage_pb2 import Price
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.mesh.breaker import BreakerPolicy
 
@@ -13,10 +14,20 @@ DEFAULT_ROUTE = "default"
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Prices in US dollars per token, for estimates; the exact ones stand in the model. `minimum` is per call."""
+
+    input: float
+    output: float
+    minimum: float
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """One model at one adapter.
 
-    `native` and `able` (native or polyfilled) are bit masks of features; `until` is Unix time, 0 for none.
+    `native` and `able` (native or polyfilled) are bit masks of features; `until` is Unix time, 0 for none. Unknown
+    limits are 0, an unknown price is None.
     """
 
     id: str
@@ -27,6 +38,9 @@ class Backend:
     native: int
     able: int
     window: int
+    output_limit: int
+    price: Rates | None
+    tags: frozenset[str]
     state: pb.BackendState.ValueType
     state_reason: str
     until: float
@@ -34,13 +48,55 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A backend of a route; all entries of a tier are tried before those of the next."""
+
+    backend: Backend
+    weight: float = 1.0
+    tier: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Backends in order of tier, then of the configuration; `missing` are models that no adapter offers."""
+
+    entries: Sequence[Entry]
+    missing: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Arms by name, with their shares in percent. The subject is the value of `label`; empty: session, else tenant."""
+
+    name: str
+    label: str
+    shares: Sequence[tuple[str, float]]
+    arms: Mapping[str, Targets]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which requests take a route without naming it; what is empty fits all. `required` is a bit mask of features."""
+
+    models: frozenset[str]
+    tenants: frozenset[str]
+    personas: frozenset[str]
+    skills: frozenset[str]
+    labels: Sequence[tuple[str, str]]
+    required: int
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """Ordered backends under one name, with weights, and the limits of a request. Times in seconds, 0 for none."""
+    """Backends under one name, and the limits of a request. Times in seconds, 0 for none."""
 
     name: str
     strategy: str
-    targets: Sequence[tuple[Backend, float]]
-    missing: Sequence[str]
+    targets: Targets
+    quality: str
+    strategies: Sequence[str]
+    match: Match | None
+    experiment: Experiment | None
     max_attempts: int
     first_event_timeout: float
     idle_timeout: float
@@ -57,6 +113,10 @@ class Table:
     models: Mapping[str, Route]
     ambiguous: Mapping[str, Sequence[str]]
     breaker: BreakerPolicy
+    matching: Sequence[Route] = ()
+    """Routes that take requests without being named, in the order in which they are asked."""
+    pins: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Adapter by persona, "" for all."""
 
     def names(self) -> list[str]:
         """What a request's `model` may say: routes first, then models."""
@@ -72,21 +132,12 @@ def compile_table(message: pb.RouteTable) -> Table:
     by_model: dict[str, list[Backend]] = {}
     for backend in backends.values():
         by_model.setdefault(backend.model, []).append(backend)
-    routes: dict[str, Route] = {}
-    for route in message.routes:
-        targets = [(backend, target.weight) for target in route.targets for backend in by_model.get(target.model, ())]
-        missing = [target.model for target in route.targets if target.model not in by_model]
-        routes[route.name] = _route(route, targets, missing)
+    routes = {route.name: _route(route, by_model, route) for route in message.routes}
     # A model that is named directly gets the limits of the default route, and every adapter that serves it.
     limits = next((route for route in message.routes if route.name == DEFAULT_ROUTE), pb.Route(max_attempts=3))
     models = {
-        model: _route(
-            pb.Route(name="", strategy="fallback", max_attempts=limits.max_attempts),
-            [(b, 1.0) for b in found],
-            [],
-            limits,
-        )
-        for model, found in by_model.items()
+        model: _route(pb.Route(strategy="fallback", targets=[pb.Target(model=model, weight=1)]), by_model, limits)
+        for model in by_model
     }
     bare: dict[str, list[str]] = {}
     for model in by_model:
@@ -94,7 +145,8 @@ def compile_table(message: pb.RouteTable) -> Table:
     ambiguous = {name: found for name, found in bare.items() if len(found) > 1}
     models |= {name: models[found[0]] for name, found in bare.items() if len(found) == 1 and name not in models}
     policy = BreakerPolicy.from_message(message.breaker) if message.HasField("breaker") else BreakerPolicy()
-    return Table(message.version, backends, routes, models, ambiguous, policy)
+    matching = [route for route in routes.values() if route.match is not None]
+    return Table(message.version, backends, routes, models, ambiguous, policy, matching, dict(message.pins))
 
 
 def _backend(message: pb.Backend) -> Backend:
@@ -113,6 +165,9 @@ def _backend(message: pb.Backend) -> Backend:
         native=native,
         able=able,
         window=message.model.context_window,
+        output_limit=message.model.max_output_tokens,
+        price=_rates(message.model.price) if message.model.HasField("price") else None,
+        tags=frozenset((*message.tags, *message.model.tags)),
         state=message.state,
         state_reason=message.state_reason,
         until=message.state_until.ToNanoseconds() / 1e9 if message.HasField("state_until") else 0.0,
@@ -120,17 +175,52 @@ def _backend(message: pb.Backend) -> Backend:
     )
 
 
-def _route(
-    route: pb.Route, targets: Sequence[tuple[Backend, float]], missing: Sequence[str], limits: pb.Route | None = None
-) -> Route:
-    limits = limits or route
+def _rates(price: Price) -> Rates:
+    return Rates(float(price.input) / 1e6, float(price.output) / 1e6, float(price.minimum_charge or 0))
+
+
+def _route(route: pb.Route, by_model: Mapping[str, Sequence[Backend]], limits: pb.Route) -> Route:
     return Route(
         name=route.name,
         strategy=route.strategy,
-        targets=targets,
-        missing=missing,
+        targets=_targets(route.targets, by_model),
+        quality=route.quality,
+        strategies=tuple(route.strategies),
+        match=_match(route.match) if route.HasField("match") else None,
+        experiment=_experiment(route.experiment, by_model) if route.HasField("experiment") else None,
         max_attempts=max(1, limits.max_attempts),
         first_event_timeout=limits.first_event_timeout.ToNanoseconds() / 1e9,
         idle_timeout=limits.idle_timeout.ToNanoseconds() / 1e9,
         total_timeout=limits.total_timeout.ToNanoseconds() / 1e9,
+    )
+
+
+def _targets(targets: Iterable[pb.Target], by_model: Mapping[str, Sequence[Backend]]) -> Targets:
+    ordered = sorted(targets, key=lambda target: target.tier)
+    return Targets(
+        [Entry(found, target.weight, target.tier) for target in ordered for found in by_model.get(target.model, ())],
+        [target.model for target in ordered if target.model not in by_model],
+    )
+
+
+def _match(match: pb.Match) -> Match:
+    required = 0
+    for feature in match.required:
+        required |= 1 << feature
+    return Match(
+        frozenset(match.models),
+        frozenset(match.tenants),
+        frozenset(match.personas),
+        frozenset(match.skills),
+        sorted(match.labels.items()),
+        required,
+    )
+
+
+def _experiment(experiment: pb.Experiment, by_model: Mapping[str, Sequence[Backend]]) -> Experiment:
+    return Experiment(
+        experiment.name,
+        experiment.label,
+        [(arm.name, arm.share) for arm in experiment.arms],
+        {arm.name: _targets(arm.targets, by_model) for arm in experiment.arms},
     )

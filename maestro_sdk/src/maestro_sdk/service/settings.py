@@ -10,24 +10,18 @@ import copy
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
-    ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from maestro_sdk.service.config_file import (
@@ -39,6 +33,18 @@ from maestro_sdk.service.config_file import (
     note_invalid,
     overlay,
     parse,
+)
+from maestro_sdk.service.consistency import contradictions
+from maestro_sdk.service.routes import RouteConfig
+from maestro_sdk.service.values import (
+    INLINE,
+    Address,
+    ConfigPath,
+    Duration,
+    Secret,
+    Settings,
+    Size,
+    revealed,
 )
 
 __all__ = [
@@ -62,112 +68,10 @@ FILE_NAME = "maestro.yaml"
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_MODEL = re.compile(r"[a-z0-9][a-z0-9_.-]*/\S+")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _NATS_URL = re.compile(r"(?:nats|tls|wss?)://[^\s/]+/?")
 _HTTP_URL = re.compile(r"(?:https?://)?[^\s/]+(?:/\S*)?")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SECRET_NAME = re.compile(r"(?:.*_)?(?:api_?key|secret|token|password)", re.IGNORECASE)
-_INLINE = "keys never stand in the file: use {env: NAME} or {file: PATH}"
-
-_revealed: set[str] = set()
-
-
-def revealed() -> frozenset[str]:
-    """The secrets that this process has read; logs leave them out."""
-    return frozenset(_revealed)
-
-
-def _seconds(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    spans = _SPAN.findall(value)
-    if not spans or "".join(number + unit for number, unit in spans) != value:
-        raise ValueError(f"{value!r} is not a duration such as 250ms, 10s, 5m, 1h or 7d")
-    return sum(float(number) * _UNITS[unit] for number, unit in spans)
-
-
-def _bytes(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", value)
-    if match is None or match[2].lower() not in _SIZES:
-        raise ValueError(f"{value!r} is not a size such as 3145728, 64MiB or 1GB")
-    return int(match[1]) * _SIZES[match[2].lower()]
-
-
-def _address(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not (host and colon and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError(f"{value!r} is not an address such as 127.0.0.1:50051")
-    return value
-
-
-def _absolute(value: Path, info: ValidationInfo) -> Path:
-    base = cast("Mapping[str, Any]", info.context or {}).get("base", "")
-    return Path(base or Path.cwd()) / value.expanduser()
-
-
-def _model_name(value: str) -> str:
-    if not _MODEL.fullmatch(value):
-        raise ValueError(f"{value!r} is not a model such as anthropic/claude-sonnet-5-5")
-    return value
-
-
-Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
-"""Seconds; written as "250ms", "10s", "5m", "1h", "7d" or as a number of seconds."""
-Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
-"""Bytes; written as a number or as "64MiB"."""
-Address = Annotated[str, AfterValidator(_address)]
-"""A TCP address, "host:port"."""
-ConfigPath = Annotated[Path, AfterValidator(_absolute)]
-"""A path; a relative one starts at the folder of the configuration file."""
-ModelName = Annotated[str, AfterValidator(_model_name)]
-"""A model as "provider/model"."""
-
-
-class Settings(BaseModel):
-    """Base of everything that is configured: frozen, and a name that nobody knows is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Secret(Settings):
-    """A reference to a key: the variable or the file that holds it. The key itself is read on use and never printed."""
-
-    env: str | None = None
-    file: ConfigPath | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_inline(cls, value: Any) -> Any:
-        if not isinstance(value, dict | Secret):
-            raise ValueError(_INLINE)
-        return cast("Any", value)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.env is None) == (self.file is None):
-            raise ValueError("give either env or file")
-        return self
-
-    def get(self, env: Mapping[str, str] | None = None) -> str | None:
-        """The key; None when the variable is empty or unset, or the file is missing or empty."""
-        if self.file is not None:
-            try:
-                value = self.file.read_text().strip()
-            except OSError:
-                return None
-        else:
-            value = (os.environ if env is None else env).get(self.env or "", "").strip()
-        if len(value) >= 6:
-            _revealed.add(value)
-        return value or None
 
 
 class EnvironmentSwitch(Settings):
@@ -227,6 +131,10 @@ class RouterConfig(Settings):
     address: Address = "127.0.0.1:50052"
     refresh: Annotated[Duration, Field(gt=0)] = 30.0
     breaker: BreakerConfig = BreakerConfig()
+    pin: str = Field(default_factory=lambda: os.environ.get("GATEWAY_PROVIDER", ""))
+    """The one adapter that answers everything, as "claude" or "claude-only"; empty for the routes' own choice."""
+    pins: dict[str, str] = Field(default_factory=dict[str, str])
+    """The one adapter that answers a persona, by persona."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,29 +179,6 @@ class AdapterConfig(Settings):
             found = Document(places=origin.document.places)
             note_invalid(found, error, model, (*origin.path, "settings"))
             raise found.error() from None
-
-
-class TargetConfig(Settings):
-    """One model of a route; `weight` is its share under the strategy `weighted`."""
-
-    model: ModelName
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_text(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
-
-
-class RouteConfig(Settings):
-    """How requests for a name are spread over models."""
-
-    strategy: Literal["fallback", "weighted"] = "fallback"
-    targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
-    max_attempts: Annotated[int, Field(ge=1)] = 3
-    first_event_timeout: Annotated[Duration, Field(gt=0)] = 120.0
-    idle_timeout: Annotated[Duration, Field(gt=0)] = 120.0
-    total_timeout: Annotated[Duration, Field(gt=0)] = 600.0
 
 
 class NatsConfig(Settings):
@@ -394,7 +279,7 @@ class Config(Settings):
     base: Path = Field(default_factory=Path.cwd)
     data: ConfigPath = Path(".maestro")
     gateway: GatewayConfig = GatewayConfig()
-    router: RouterConfig = RouterConfig()
+    router: RouterConfig = Field(default_factory=RouterConfig)
     adapters: dict[str, AdapterConfig]
     routes: dict[str, RouteConfig]
     aliases: dict[str, str]
@@ -488,9 +373,9 @@ def _validated(document: Document) -> Config:
     adapters = document.data.get("adapters")
     for path, value in _leaves(adapters, ("adapters",)):
         if len(path) > 3 and path[2] == "settings" and value and isinstance(value, str) and _is_secret_name(path[-1]):
-            document.add(path, _INLINE)
+            document.add(path, INLINE)
     if config is not None:
-        for path, message in _contradictions(config):
+        for path, message in contradictions(config):
             # An alias of something that is wrong itself has no fault of its own.
             if not (path[0] == "aliases" and config.aliases[str(path[1])] in dropped):
                 document.add(path, message)
@@ -523,60 +408,6 @@ def _salvaged(document: Document, error: ValidationError) -> tuple[Config | None
         return Config.model_validate(data, context={"base": str(data.get("base", ""))}), frozenset(dropped)
     except ValidationError:
         return None, frozenset()
-
-
-def _contradictions(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What no single field shows: clashes and cycles of names, weights that choose nothing, things used twice."""
-    for name in config.adapters:
-        if not _NAME.fullmatch(name):
-            yield ("adapters", name), f"{name!r} is not a name"
-    for name, route in config.routes.items():
-        if not _NAME.fullmatch(name):
-            yield ("routes", name), f"{name!r} is not a name: a route has no slash and no space"
-        if route.strategy == "weighted" and not any(target.weight for target in route.targets):
-            yield ("routes", name, "targets"), "the weights are all 0, so nothing would ever be chosen"
-        for model, count in Counter(target.model for target in route.targets).items():
-            if count > 1:
-                yield ("routes", name, "targets"), f"{model} stands {count} times"
-    yield from _wrong_aliases(config)
-    for index, entry in enumerate(config.gateway.keys):
-        earlier = next((i for i, other in enumerate(config.gateway.keys[:index]) if other.key == entry.key), None)
-        if earlier is not None:
-            source = entry.key.env or entry.key.file
-            yield ("gateway", "keys", index, "key"), f"{source} is the key of gateway.keys[{earlier}] already"
-    owners: dict[str, str] = {}
-    for path, address in _addresses(config):
-        if address in owners and not address.endswith(":0"):
-            yield path, f"{address} is the address of {owners[address]} already"
-        owners.setdefault(address, ".".join(path))
-
-
-def _addresses(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    yield ("gateway", "address"), config.gateway.address
-    yield ("gateway", "websocket"), config.gateway.websocket
-    yield ("router", "address"), config.router.address
-    for name, adapter in config.adapters.items():
-        yield ("adapters", name, "address"), adapter.address
-    yield ("envoy", "address"), config.envoy.address
-    yield ("envoy", "admin"), config.envoy.admin
-
-
-def _wrong_aliases(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    for name, target in config.aliases.items():
-        path = ("aliases", name)
-        if not _NAME.fullmatch(name):
-            yield path, f"{name!r} is not a name: an alias has no slash and no space"
-        if name in config.routes:
-            yield path, "is the name of a route too"
-        chain = [name]
-        while target in config.aliases and target not in chain:
-            chain.append(target)
-            target = config.aliases[target]  # noqa: PLW2901 - following the chain to its end
-        if target in chain:
-            yield path, f"goes round in a circle: {' → '.join([*chain, target])}"
-        elif target not in config.routes and not _MODEL.fullmatch(target):
-            known = ", ".join(sorted({*config.routes, *config.aliases} - {name})) or "none"
-            yield path, f"{target!r} is neither provider/model nor a route or alias; there are: {known}"
 
 
 def _is_secret_name(name: str | int) -> bool:

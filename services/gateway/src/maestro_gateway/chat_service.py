@@ -48,7 +48,7 @@ class ChatService(ChatServiceServicer):
         if not plan.kept:
             raise refusal(plan, needs, time.time())
         last: MaestroError = Unimplemented("no backend can count tokens")
-        for backend, _ in plan.kept:
+        for backend in [ranked.choice.backend for ranked in plan.kept]:
             chat.model = backend.model
             stub = ChatServiceStub(self._mesh.backends.channel(backend.address))
             try:
@@ -59,7 +59,7 @@ class ChatService(ChatServiceServicer):
                     raise last from None
         if not isinstance(last, Unimplemented):
             raise last
-        model = plan.kept[0][0].message.model
+        model = plan.kept[0].choice.backend.message.model
         return CountTokensResponse(
             input_tokens=max(1, needs.input_tokens), estimated=True, provider=model.provider, model=model.name
         )

@@ -69,9 +69,14 @@ class Board:
                 breaker.fail(now, outcome.reason, counts=outcome.counts_against_health, retry_after=wait)
             else:
                 breaker.succeed(now)
+                self._observe(outcome, now)
             touched.add(outcome.backend_id)
         if self._note_transitions(touched, now):
             self.rebuild()
+
+    def _observe(self, outcome: pb.Outcome, now: float) -> None:
+        first, whole = outcome.first_event.ToNanoseconds() / 1e9, outcome.duration.ToNanoseconds() / 1e9
+        self.local.observe(outcome.backend_id, first, whole, outcome.output_tokens, now)
 
     def set_state(self, backend_id: str, state: pb.BackendState.ValueType, reason: str) -> pb.Backend:
         """Takes an operator's wish; ACTIVE also closes the breaker. Raises `NotFound`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from maestro.llm.v1.model_pb2 import Model
+from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.mesh.breaker import Breaker, State
+from maestro_sdk.service.routes import MatchConfig, TargetConfig
 from maestro_sdk.service.settings import BreakerConfig, Config
 
 DEVELOPMENT = "development"
@@ -78,27 +79,46 @@ def compile_routes(
         message.first_event_timeout.FromNanoseconds(int(route.first_event_timeout * 1e9))
         message.idle_timeout.FromNanoseconds(int(route.idle_timeout * 1e9))
         message.total_timeout.FromNanoseconds(int(route.total_timeout * 1e9))
-        targets = [(target.model, target.weight) for target in route.targets]
-        real = [
-            model for model, _ in targets if model not in development and (unseen or _provider(model) in configured)
-        ]
-        for model, weight in targets:
-            if model in development and real:
-                continue
-            message.targets.add(model=model, weight=weight)
+        message.quality = route.quality
+        message.strategies.extend(route.strategies)
+
+        def usable(targets: Iterable[TargetConfig]) -> list[pb.Target]:
+            real = [
+                target.model
+                for target in targets
+                if target.model not in development and (unseen or _provider(target.model) in configured)
+            ]
+            return [
+                pb.Target(model=target.model, weight=target.weight, tier=target.tier)
+                for target in targets
+                if target.model not in development or not real
+            ]
+
+        message.targets.extend(usable(route.targets))
+        if route.match is not None:
+            _describe(route.match, message.match)
+        if route.experiment is not None:
+            message.experiment.name, message.experiment.label = route.experiment.name, route.experiment.label
+            for arm, side in route.experiment.arms.items():
+                message.experiment.arms.add(name=arm, share=side.share, targets=usable(side.targets))
+    table.pins.update({persona: adapter.removesuffix("-only") for persona, adapter in config.router.pins.items()})
+    if config.router.pin:
+        table.pins[""] = config.router.pin.removesuffix("-only")
     by_name = {route.name: route for route in table.routes}
     for alias in config.aliases:
         target = config.resolve(alias)
         if target in by_name:
             copy = table.routes.add()
             copy.CopyFrom(by_name[target])
+            copy.ClearField("match")
             copy.name = alias
         else:
             limits = by_name.get("default")
             copy = table.routes.add()
             if limits is not None:
                 copy.CopyFrom(limits)
-                del copy.targets[:]
+                for field in ("targets", "match", "experiment", "quality", "strategies"):
+                    copy.ClearField(field)
             copy.name, copy.strategy = alias, "fallback"
             copy.max_attempts = copy.max_attempts or 3
             copy.targets.add(model=target, weight=1)
@@ -127,6 +147,15 @@ def _backend(
             case State.CLOSED:
                 pass
     return backend
+
+
+def _describe(match: MatchConfig, message: pb.Match) -> None:
+    message.models.extend(match.models)
+    message.tenants.extend(match.tenants)
+    message.personas.extend(match.personas)
+    message.skills.extend(match.skills)
+    message.labels.update(match.labels)
+    message.required.extend(Feature.Value(f"FEATURE_{name}") for name in match.required)
 
 
 def _breaker_policy(config: BreakerConfig) -> pb.BreakerPolicy:

@@ -40,7 +40,9 @@ class RouterServicer(RouterServiceServicer):
         decision = self._plan(request.features)
         if not decision.kept:
             raise refusal(decision, needs_from_features(request.features), time.time())
-        return pb.RouteResponse(decision=decision.message(), backends=[backend.message for backend, _ in decision.kept])
+        return pb.RouteResponse(
+            decision=decision.message(), backends=[ranked.choice.backend.message for ranked in decision.kept]
+        )
 
     async def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.ExplainResponse:
         return pb.ExplainResponse(decision=self._plan(request.features).message())

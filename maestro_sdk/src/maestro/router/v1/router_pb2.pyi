@@ -152,11 +152,32 @@ class RouteTable(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PinsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
     BREAKER_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Required. Version, growing with every change."""
     @_builtins.property
@@ -175,6 +196,10 @@ class RouteTable(_message.Message):
     def breaker(self) -> Global___BreakerPolicy:
         """Required. Limits of the circuit breakers that subscribers keep for themselves."""
 
+    @_builtins.property
+    def pins(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. Adapters that everything, or everything of a persona, is pinned to: adapter by persona, "" for all."""
+
     def __init__(
         self,
         *,
@@ -183,10 +208,11 @@ class RouteTable(_message.Message):
         backends: _abc.Iterable[Global___Backend] | None = ...,
         routes: _abc.Iterable[Global___Route] | None = ...,
         breaker: Global___BreakerPolicy | None = ...,
+        pins: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "breaker", b"breaker", "routes", b"routes", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "breaker", b"breaker", "pins", b"pins", "routes", b"routes", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,12 +287,18 @@ class Route(_message.Message):
     FIRST_EVENT_TIMEOUT_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    STRATEGIES_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name; a request reaches the route by giving it as `model`."""
     strategy: _builtins.str
-    """Required. How the targets are ordered: "fallback" or "weighted"."""
+    """Required. How the targets of a tier are ordered: "fallback", "weighted", "round_robin", "cost" or "performance"."""
     max_attempts: _builtins.int
     """Required. Most attempts for one request, at least 1."""
+    quality: _builtins.str
+    """Optional. Tag that a backend must have, so that a cheap or quick one is never a poor one. Empty means none."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
         """Required. Models of the route, in the order in which "fallback" tries them."""
@@ -283,6 +315,18 @@ class Route(_message.Message):
     def total_timeout(self) -> _duration_pb2.Duration:
         """Optional. Time for the whole request. Unset means no limit but the caller's deadline."""
 
+    @_builtins.property
+    def strategies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Strategies that a request may ask for instead. Empty means all."""
+
+    @_builtins.property
+    def match(self) -> Global___Match:
+        """Optional. Requests that take this route without naming it. Unset means none."""
+
+    @_builtins.property
+    def experiment(self) -> Global___Experiment:
+        """Optional. Experiment that sends a share of the requests elsewhere. Unset means none."""
+
     def __init__(
         self,
         *,
@@ -293,14 +337,156 @@ class Route(_message.Message):
         first_event_timeout: _duration_pb2.Duration | None = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
         total_timeout: _duration_pb2.Duration | None = ...,
+        quality: _builtins.str = ...,
+        strategies: _abc.Iterable[_builtins.str] | None = ...,
+        match: Global___Match | None = ...,
+        experiment: Global___Experiment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "match", b"match", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "max_attempts", b"max_attempts", "name", b"name", "strategy", b"strategy", "targets", b"targets", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "match", b"match", "max_attempts", b"max_attempts", "name", b"name", "quality", b"quality", "strategies", b"strategies", "strategy", b"strategy", "targets", b"targets", "total_timeout", b"total_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
+class Match(_message.Message):
+    """Describes requests: one that fits all lists that are not empty fits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    PERSONAS_FIELD_NUMBER: _builtins.int
+    SKILLS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Names given as the request's `model`. Empty means requests that name no model."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Tenants."""
+
+    @_builtins.property
+    def personas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Personas."""
+
+    @_builtins.property
+    def skills(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Skills."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. Labels that the request's metadata must have."""
+
+    @_builtins.property
+    def required(self) -> _containers.RepeatedScalarFieldContainer[_model_pb2.Feature.ValueType]:
+        """Optional. Features that the request must need."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        personas: _abc.Iterable[_builtins.str] | None = ...,
+        skills: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        required: _abc.Iterable[_model_pb2.Feature.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "models", b"models", "personas", b"personas", "required", b"required", "skills", b"skills", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Match: _TypeAlias = Match  # noqa: Y015
+
+@_typing.final
+class Experiment(_message.Message):
+    """Compares models on a share of the requests. The same subject always gets the same arm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    ARMS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name; another name deals the subjects anew."""
+    label: _builtins.str
+    """Optional. Label whose value is the subject. Empty means the session, and the tenant where there is none."""
+    @_builtins.property
+    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Arm]:
+        """Required. Arms; what their shares leave over takes the route's own targets."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        label: _builtins.str = ...,
+        arms: _abc.Iterable[Global___Arm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "label", b"label", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Experiment: _TypeAlias = Experiment  # noqa: Y015
+
+@_typing.final
+class Arm(_message.Message):
+    """Is one side of an experiment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name."""
+    share: _builtins.float
+    """Required. Share of the subjects in percent."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
+        """Required. Models instead of the route's own."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        share: _builtins.float = ...,
+        targets: _abc.Iterable[Global___Target] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "share", b"share", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Arm: _TypeAlias = Arm  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
@@ -310,19 +496,23 @@ class Target(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Required. Model as "provider/name"."""
     weight: _builtins.float
     """Required. Share of the requests under the strategy "weighted", relative to the other targets. 0 takes it out."""
+    tier: _builtins.int
+    """Optional. Tier: all targets of a tier are tried before those of the next. Unset means the first, 0."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         weight: _builtins.float = ...,
+        tier: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "tier", b"tier", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -510,6 +700,7 @@ class RequestFeatures(_message.Message):
     ROUTING_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Optional. Model or route that was asked for. Empty means the default route."""
     input_tokens: _builtins.int
@@ -518,6 +709,8 @@ class RequestFeatures(_message.Message):
     """Optional. Most output tokens. Unset means unknown."""
     tenant: _builtins.str
     """Optional. Tenant."""
+    content_hash: _builtins.str
+    """Optional. Hash of the request's content, for `routing.deterministic`. Empty means none."""
     @_builtins.property
     def required(self) -> _containers.RepeatedScalarFieldContainer[_model_pb2.Feature.ValueType]:
         """Optional. Features that the request needs."""
@@ -540,10 +733,11 @@ class RequestFeatures(_message.Message):
         routing: _chat_pb2.Routing | None = ...,
         tenant: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        content_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "input_tokens", b"input_tokens", "max_tokens", b"max_tokens", "metadata", b"metadata", "model", b"model", "required", b"required", "routing", b"routing", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "content_hash", b"content_hash", "input_tokens", b"input_tokens", "max_tokens", b"max_tokens", "metadata", b"metadata", "model", b"model", "required", b"required", "routing", b"routing", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -561,12 +755,18 @@ class Decision(_message.Message):
     TABLE_VERSION_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """Required. Route that matched. Empty means that the model was named directly."""
     table_version: _builtins.int
     """Required. Version of the table."""
     strategy: _builtins.str
     """Required. Strategy that ordered the backends."""
+    experiment: _builtins.str
+    """Output only. Experiment that the request takes part in. Empty means none."""
+    arm: _builtins.str
+    """Output only. Arm of the experiment. Empty means the route's own targets."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """Required. Every backend that was looked at: kept ones first, in the order in which they are tried."""
@@ -578,10 +778,12 @@ class Decision(_message.Message):
         table_version: _builtins.int = ...,
         strategy: _builtins.str = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        experiment: _builtins.str = ...,
+        arm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "route", b"route", "strategy", b"strategy", "table_version", b"table_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "candidates", b"candidates", "experiment", b"experiment", "route", b"route", "strategy", b"strategy", "table_version", b"table_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,6 +800,8 @@ class Candidate(_message.Message):
     KEPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    ESTIMATED_USD_FIELD_NUMBER: _builtins.int
     backend_id: _builtins.str
     """Required. Backend."""
     model: _builtins.str
@@ -606,6 +810,10 @@ class Candidate(_message.Message):
     """Required. True when it may be tried."""
     reason: _builtins.str
     """Required. Why it was kept or dropped."""
+    score: _builtins.float
+    """Output only. Number by which the strategy ordered it, less is better. Unset means that it did not use one."""
+    estimated_usd: _builtins.str
+    """Output only. Estimated cost of the call in US dollars. Unset means unknown."""
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_model_pb2.Feature.ValueType]:
         """Optional. Features that it lacks."""
@@ -618,12 +826,21 @@ class Candidate(_message.Message):
         kept: _builtins.bool = ...,
         reason: _builtins.str = ...,
         missing: _abc.Iterable[_model_pb2.Feature.ValueType] | None = ...,
+        score: _builtins.float | None = ...,
+        estimated_usd: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_usd", b"_estimated_usd", "_score", b"_score", "estimated_usd", b"estimated_usd", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend_id", b"backend_id", "kept", b"kept", "missing", b"missing", "model", b"model", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_usd", b"_estimated_usd", "_score", b"_score", "backend_id", b"backend_id", "estimated_usd", b"estimated_usd", "kept", b"kept", "missing", b"missing", "model", b"model", "reason", b"reason", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__estimated_usd: _TypeAlias = _typing.Literal["estimated_usd"]  # noqa: Y015
+    _WhichOneofArgType__estimated_usd: _TypeAlias = _typing.Literal["_estimated_usd", b"_estimated_usd"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_usd) -> _WhichOneofReturnType__estimated_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 

@@ -42,8 +42,8 @@ def encode_models(table: Table, aliases: Mapping[str, str]) -> bytes:
                 {
                     "name": route.name,
                     "strategy": route.strategy,
-                    "models": list(dict.fromkeys(backend.model for backend, _ in route.targets)),
-                    "missing": list(route.missing),
+                    "models": list(dict.fromkeys(entry.backend.model for entry in route.targets.entries)),
+                    "missing": list(route.targets.missing),
                 }
                 for name, route in sorted(table.routes.items())
                 if name not in aliases
@@ -85,6 +85,8 @@ def encode_decision(decision: pb.Decision, needs: Needs, refusal: MaestroError |
         {
             "route": decision.route or None,
             "strategy": decision.strategy,
+            "experiment": decision.experiment or None,
+            "arm": decision.arm or None,
             "table_version": decision.table_version,
             "needs": {
                 "model": needs.model or None,
@@ -99,6 +101,8 @@ def encode_decision(decision: pb.Decision, needs: Needs, refusal: MaestroError |
                     "kept": candidate.kept,
                     "reason": candidate.reason,
                     "missing": [_FEATURES[feature] for feature in candidate.missing],
+                    "score": candidate.score if candidate.HasField("score") else None,
+                    "estimated_usd": candidate.estimated_usd if candidate.HasField("estimated_usd") else None,
                 }
                 for candidate in decision.candidates
             ],
@@ -172,7 +176,7 @@ def _backend_data(backend: pb.Backend, local: LocalState, now: float) -> dict[st
             "breaker": state.value,
             "reason": breaker.reason or None if state is not State.CLOSED else None,
             "seconds_left": round(max(0.0, breaker.until - now), 3) if state is State.OPEN else None,
-            "in_flight": local.in_flight.get(backend.id, 0),
+            "in_flight": local.load.in_flight.get(backend.id, 0),
         },
     }
 

@@ -1,0 +1,88 @@
+"""The routes of a configuration: which requests they take, and which models in which order."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from maestro_sdk.service.values import Duration, FeatureName, ModelName, Settings
+
+Strategy = Literal["fallback", "weighted", "round_robin", "cost", "performance"]
+"""How the targets of a tier are ordered."""
+
+
+class TargetConfig(Settings):
+    """One model of a route; `weight` is its share under the strategy `weighted`. One tier is tried after the other."""
+
+    model: ModelName
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    tier: Annotated[int, Field(ge=0, le=99)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_text(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class MatchConfig(Settings):
+    """Which requests take a route without naming it: those that fit every list given here.
+
+    `models` are names that a request's `model` gives; without them only requests that name no model fit.
+    """
+
+    models: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+    personas: tuple[str, ...] = ()
+    skills: tuple[str, ...] = ()
+    labels: dict[str, str] = Field(default_factory=dict[str, str])
+    required: tuple[FeatureName, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError(
+                "says nothing; leave it out, or name models, tenants, personas, skills, labels or required"
+            )
+        return self
+
+
+class ArmConfig(Settings):
+    """One side of an experiment: `share` of the subjects in percent, and the models that they get."""
+
+    share: Annotated[float, Field(gt=0, le=100)]
+    targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
+
+
+class ExperimentConfig(Settings):
+    """Compares models. The subject is the value of `label`; without one the session, and the tenant else."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    label: str = ""
+    arms: Annotated[dict[str, ArmConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = sum(arm.share for arm in self.arms.values())
+        if total > 100:
+            raise ValueError(f"the shares of the arms add up to {total:g} percent")
+        return self
+
+
+class RouteConfig(Settings):
+    """How requests for a name are spread over models.
+
+    `quality` is a tag that every backend must have; `strategies` are those that a request may ask for instead of
+    `strategy`, all when empty.
+    """
+
+    strategy: Strategy = "fallback"
+    targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
+    match: MatchConfig | None = None
+    quality: str = ""
+    strategies: tuple[Strategy, ...] = ()
+    experiment: ExperimentConfig | None = None
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    first_event_timeout: Annotated[Duration, Field(gt=0)] = 120.0
+    idle_timeout: Annotated[Duration, Field(gt=0)] = 120.0
+    total_timeout: Annotated[Duration, Field(gt=0)] = 600.0

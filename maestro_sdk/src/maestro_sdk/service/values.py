@@ -1,0 +1,130 @@
+"""What a setting may be: durations, sizes, addresses, paths, names, and references to secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from maestro.llm.v1.model_pb2 import Feature
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_MODEL = re.compile(r"[a-z0-9][a-z0-9_.-]*/\S+")
+INLINE = "keys never stand in the file: use {env: NAME} or {file: PATH}"
+
+
+_revealed: set[str] = set()
+
+
+def revealed() -> frozenset[str]:
+    """The secrets that this process has read; logs leave them out."""
+    return frozenset(_revealed)
+
+
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    spans = _SPAN.findall(value)
+    if not spans or "".join(number + unit for number, unit in spans) != value:
+        raise ValueError(f"{value!r} is not a duration such as 250ms, 10s, 5m, 1h or 7d")
+    return sum(float(number) * _UNITS[unit] for number, unit in spans)
+
+
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", value)
+    if match is None or match[2].lower() not in _SIZES:
+        raise ValueError(f"{value!r} is not a size such as 3145728, 64MiB or 1GB")
+    return int(match[1]) * _SIZES[match[2].lower()]
+
+
+def _address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f"{value!r} is not an address such as 127.0.0.1:50051")
+    return value
+
+
+def _absolute(value: Path, info: ValidationInfo) -> Path:
+    base = cast("Mapping[str, Any]", info.context or {}).get("base", "")
+    return Path(base or Path.cwd()) / value.expanduser()
+
+
+def _feature(value: str) -> str:
+    known = [name.removeprefix("FEATURE_") for name in Feature.keys()[1:]]
+    if value not in known:
+        raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+    return value
+
+
+def is_model(name: str) -> bool:
+    """Whether `name` has the form "provider/model"."""
+    return _MODEL.fullmatch(name) is not None
+
+
+def _model_name(value: str) -> str:
+    if not is_model(value):
+        raise ValueError(f"{value!r} is not a model such as anthropic/claude-sonnet-5-5")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
+"""Seconds; written as "250ms", "10s", "5m", "1h", "7d" or as a number of seconds."""
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+"""Bytes; written as a number or as "64MiB"."""
+Address = Annotated[str, AfterValidator(_address)]
+"""A TCP address, "host:port"."""
+ConfigPath = Annotated[Path, AfterValidator(_absolute)]
+"""A path; a relative one starts at the folder of the configuration file."""
+FeatureName = Annotated[str, AfterValidator(_feature)]
+"""A feature of the contract without its prefix, such as TOOLS."""
+ModelName = Annotated[str, AfterValidator(_model_name)]
+"""A model as "provider/model"."""
+
+
+class Settings(BaseModel):
+    """Base of everything that is configured: frozen, and a name that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Secret(Settings):
+    """A reference to a key: the variable or the file that holds it. The key itself is read on use and never printed."""
+
+    env: str | None = None
+    file: ConfigPath | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_inline(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Secret):
+            raise ValueError(INLINE)
+        return cast("Any", value)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("give either env or file")
+        return self
+
+    def get(self, env: Mapping[str, str] | None = None) -> str | None:
+        """The key; None when the variable is empty or unset, or the file is missing or empty."""
+        if self.file is not None:
+            try:
+                value = self.file.read_text().strip()
+            except OSError:
+                return None
+        else:
+            value = (os.environ if env is None else env).get(self.env or "", "").strip()
+        if len(value) >= 6:
+            _revealed.add(value)
+        return value or None
