@@ -239,6 +239,22 @@ async def test_a_long_retry_after_is_told_instead_of_waited_for() -> None:
         assert 25 < (held.value.retry_after or 0) <= 30
 
 
+async def test_an_experiment_is_told_in_the_answer() -> None:
+    async with mesh(named(1), named(2)) as m:
+        made = message([b.message for b in m.source.table.backends.values()], {"default": [("p1/m", 1)]})
+        side = pb.Variant(name="new", share=100, targets=[pb.Target(model="p2/m", weight=1)])
+        made.routes[0].experiment.CopyFrom(pb.Experiment(name="trial", label="user", variants=[side]))
+        m.source.table = compile_table(made)
+        request = ask()
+        request.metadata["user"] = "u"
+        needs = needs_of(request, streaming=True)
+        streamed = [e async for batch in m.dispatcher.stream(request, needs, m.trail) for e in batch.events]
+        assert text(streamed) == "I am 2."
+        assert dict(streamed[-1].finish.provider_metadata["maestro"]) == {"experiment": "trial", "variant": "new"}
+        whole = await m.dispatcher.complete(request, needs, Trail())
+        assert whole.SerializeToString(deterministic=True) == fold(streamed).SerializeToString(deterministic=True)
+
+
 async def test_a_dead_adapter_is_passed_over() -> None:
     async with mesh(named(2)) as m:
         dead = backend("p1", model("p1/m"), f"127.0.0.1:{free_port()}")

@@ -17,7 +17,7 @@ from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, NoBackend
 from maestro_sdk.mesh.needs import Needs, hash_content, mask, needs_of
 from maestro_sdk.mesh.pace import Pace
 from maestro_sdk.mesh.plan import LocalState, Plan, plan, refusal
-from maestro_sdk.mesh.strategy import STRATEGIES, draw_arm, estimate
+from maestro_sdk.mesh.strategy import STRATEGIES, draw_variant, estimate
 from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.testing.tables import backend, message, model
 
@@ -314,9 +314,9 @@ def trial(**change: Any) -> Table:
         route.experiment.CopyFrom(
             pb.Experiment(
                 name="trial",
-                arms=[
-                    pb.Arm(name="new", share=20, targets=[pb.Target(model="p/b", weight=1)]),
-                    pb.Arm(name="newer", share=10, targets=[pb.Target(model="p/c", weight=1)]),
+                variants=[
+                    pb.Variant(name="new", share=20, targets=[pb.Target(model="p/b", weight=1)]),
+                    pb.Variant(name="newer", share=10, targets=[pb.Target(model="p/c", weight=1)]),
                 ],
                 **change,
             )
@@ -329,31 +329,31 @@ def trial(**change: Any) -> Table:
 def test_an_experiment_deals_by_its_shares() -> None:
     """Chi-square with two degrees of freedom, as above."""
     table = trial()
-    count = Counter(decide(table, Needs("", tenant=str(number))).arm for number in range(5000))
+    count = Counter(decide(table, Needs("", tenant=str(number))).variant for number in range(5000))
     expected = {"": 3500, "new": 1000, "newer": 500}
     assert sum((count[name] - wanted) ** 2 / wanted for name, wanted in expected.items()) < 13.8
 
 
-def test_a_subject_keeps_its_arm_and_gets_its_models() -> None:
+def test_a_subject_keeps_its_variant_and_gets_its_models() -> None:
     table = trial()
     for number in range(50):
         needs = Needs("", tenant="t", routing=Routing(session_key=str(number)))
         first, again = decide(table, needs), decide(table, needs)
-        assert (first.experiment, first.arm) == (again.experiment, again.arm)
-        assert names(first) == {"": ["a"], "new": ["b"], "newer": ["c"]}[first.arm]
-        assert first.message().arm == first.arm
+        assert (first.experiment, first.variant) == (again.experiment, again.variant)
+        assert names(first) == {"": ["a"], "new": ["b"], "newer": ["c"]}[first.variant]
+        assert first.message().variant == first.variant
 
 
 def test_a_label_may_be_the_subject() -> None:
     table = trial(label="user")
-    arms = {decide(table, Needs("", tenant="t", metadata={"user": str(number)})).arm for number in range(99)}
-    assert arms == {"", "new", "newer"}
+    variants = {decide(table, Needs("", tenant="t", metadata={"user": str(number)})).variant for number in range(99)}
+    assert variants == {"", "new", "newer"}
     without = decide(table, Needs("", tenant="t"))
-    assert (without.experiment, without.arm) == ("", "")
+    assert (without.experiment, without.variant) == ("", "")
 
 
 def test_shares_that_fill_up_leave_nothing_over() -> None:
-    assert {draw_arm("x", str(number), [("a", 50.0), ("b", 50.0)]) for number in range(500)} == {"a", "b"}
+    assert {draw_variant("x", str(number), [("a", 50.0), ("b", 50.0)]) for number in range(500)} == {"a", "b"}
 
 
 @pytest.mark.parametrize(

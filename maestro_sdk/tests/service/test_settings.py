@@ -92,16 +92,16 @@ def test_the_example_says_what_the_defaults_are(tmp_path: Path, monkeypatch: pyt
         (
             (
                 "routes:\n  x:\n    targets: [a/b]\n    experiment:\n      name: e\n"
-                "      arms: {one: {share: 60, targets: [a/c]}, two: {share: 41, targets: [a/d]}}"
+                "      variants: {one: {share: 60, targets: [a/c]}, two: {share: 41, targets: [a/d]}}"
             ),
-            ["maestro.yaml:4: routes.x.experiment: the shares of the arms add up to 101 percent"],
+            ["maestro.yaml:4: routes.x.experiment: the shares of the variants add up to 101 percent"],
         ),
         (
             (
                 "routes:\n  x:\n    strategy: weighted\n    targets: [a/b]\n    experiment:\n      name: e\n"
-                "      arms:\n        one:\n          share: 60\n          targets: [{model: a/c, weight: 0}]"
+                "      variants:\n        one:\n          share: 60\n          targets: [{model: a/c, weight: 0}]"
             ),
-            [f"maestro.yaml:10: routes.x.experiment.arms.one.targets: {CHOOSES_NOTHING}"],
+            [f"maestro.yaml:10: routes.x.experiment.variants.one.targets: {CHOOSES_NOTHING}"],
         ),
         (
             "adapters: {a: {address: 'h:1'}}\nrouter:\n  pin: b-only\n  pins: {dev: c}",

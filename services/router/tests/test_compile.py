@@ -111,7 +111,11 @@ def test_everything_that_decides_reaches_the_table(tmp_path: Path) -> None:
         "strategies": ["cost", "fallback"],
         "targets": ["anthropic/opus", {"model": "anthropic/sonnet", "tier": 2}],
         "match": {"personas": ["reviewer"], "labels": {"team": "core"}, "required": ["TOOLS"], "models": ["best"]},
-        "experiment": {"name": "e", "label": "user", "arms": {"new": {"share": 20, "targets": ["anthropic/sonnet"]}}},
+        "experiment": {
+            "name": "e",
+            "label": "user",
+            "variants": {"new": {"share": 20, "targets": ["anthropic/sonnet"]}},
+        },
     }
     config = configured(
         tmp_path,
@@ -127,7 +131,9 @@ def test_everything_that_decides_reaches_the_table(tmp_path: Path) -> None:
     assert (list(route.match.personas), dict(route.match.labels)) == (["reviewer"], {"team": "core"})
     assert (list(route.match.models), list(route.match.required)) == (["best"], [Feature.FEATURE_TOOLS])
     assert (route.experiment.name, route.experiment.label) == ("e", "user")
-    assert [(arm.name, arm.share, arm.targets[0].model) for arm in route.experiment.arms] == [("new", 20, sonnet.id)]
+    assert [(variant.name, variant.share, variant.targets[0].model) for variant in route.experiment.variants] == [
+        ("new", 20, sonnet.id)
+    ]
     # Who asks for an alias has chosen: only the route itself takes what matches.
     assert (alias.name, alias.HasField("match"), alias.HasField("experiment")) == ("review", False, True)
     assert dict(table.pins) == {"": "claude", "dev": "claude"}

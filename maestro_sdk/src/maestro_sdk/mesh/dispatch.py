@@ -113,6 +113,7 @@ class Dispatcher:
             finally:
                 self._end(attempt)
             response.attempt = attempt.number
+            _expose(trail.plan, response)
             attempt.first_event = trail.first_content = attempt.ended
             trail.usage = response.usage
             trail.finish = Finish(reason=response.finish_reason, usage=response.usage)
@@ -292,6 +293,7 @@ class _Course:
         kind = last.WhichOneof("kind")
         if kind == "finish":
             self.finished = True
+            _expose(trail.plan, last.finish)
             trail.finish, trail.usage = last.finish, last.finish.usage
         elif kind == "usage":
             trail.usage = last.usage
@@ -359,6 +361,12 @@ class _Watch:
         what = "sent nothing for" if self._seen else "did not begin within"
         self.fired = f"the backend {what} {limit:g} s"
         self._call.cancel()
+
+
+def _expose(plan: Plan | None, answer: ChatResponse | Finish) -> None:
+    """Tells the caller which side of an experiment answered."""
+    if plan is not None and plan.experiment:
+        answer.provider_metadata["maestro"].update({"experiment": plan.experiment, "variant": plan.variant})
 
 
 def _verdict(error: BaseException, watch: _Watch) -> MaestroError:

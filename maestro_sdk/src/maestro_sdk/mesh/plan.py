@@ -14,7 +14,7 @@ from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, MaestroErr
 from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy, State
 from maestro_sdk.mesh.needs import Needs, feature_names, unmask
 from maestro_sdk.mesh.pace import Pace
-from maestro_sdk.mesh.strategy import STRATEGIES, Choice, Load, Ranked, draw_arm, estimate, rank
+from maestro_sdk.mesh.strategy import STRATEGIES, Choice, Load, Ranked, draw_variant, estimate, rank
 from maestro_sdk.mesh.table import DEFAULT_ROUTE, Backend, Entry, Match, Route, Table, Targets
 
 _NOT_OFFERED = "no enabled adapter offers it"
@@ -66,7 +66,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A decision: `kept` in the order in which to try them; `arm` is empty for the route's own targets."""
+    """A decision: `kept` in the order in which to try them; `variant` is empty for the route's own targets."""
 
     route: Route
     strategy: str
@@ -76,7 +76,7 @@ class Plan:
     missing: Sequence[str]
     needs: Needs
     experiment: str = ""
-    arm: str = ""
+    variant: str = ""
 
     def message(self) -> pb.Decision:
         """The decision as the contract has it."""
@@ -85,7 +85,7 @@ class Plan:
             table_version=self.table_version,
             strategy=self.strategy,
             experiment=self.experiment,
-            arm=self.arm,
+            variant=self.variant,
         )
         for ranked in self.kept:
             backend = ranked.choice.backend
@@ -119,7 +119,7 @@ def plan(needs: Needs, table: Table, local: LocalState, now: float, dice: Callab
     """
     route = choose_route(needs, table)
     strategy = _strategy(needs, route)
-    targets, experiment, arm = _targets(needs, route)
+    targets, experiment, variant = _targets(needs, route)
     terms = _terms(needs, route, strategy, table)
     entries = _pin(targets.entries, terms.pinned, table) if terms.pinned else targets.entries
     kept: dict[int, list[Choice]] = {}
@@ -137,7 +137,7 @@ def plan(needs: Needs, table: Table, local: LocalState, now: float, dice: Callab
     if prefer := list(needs.routing.prefer_providers):
         order = {provider: n for n, provider in enumerate(prefer)}
         ordered.sort(key=lambda ranked: order.get(ranked.choice.backend.provider, len(prefer)))
-    return Plan(route, strategy, table.version, ordered, dropped, targets.missing, needs, experiment, arm)
+    return Plan(route, strategy, table.version, ordered, dropped, targets.missing, needs, experiment, variant)
 
 
 def choose_route(needs: Needs, table: Table) -> Route:
@@ -174,7 +174,7 @@ def _strategy(needs: Needs, route: Route) -> str:
 
 
 def _targets(needs: Needs, route: Route) -> tuple[Targets, str, str]:
-    """The targets of the request: those of its arm while the route has an experiment."""
+    """The targets of the request: those of its variant while the route has an experiment."""
     experiment = route.experiment
     if experiment is None:
         return route.targets, "", ""
@@ -184,8 +184,8 @@ def _targets(needs: Needs, route: Route) -> tuple[Targets, str, str]:
         subject = needs.routing.session_key or needs.tenant
     if not subject:
         return route.targets, "", ""
-    arm = draw_arm(experiment.name, subject, experiment.shares)
-    return (experiment.arms[arm] if arm else route.targets), experiment.name, arm
+    variant = draw_variant(experiment.name, subject, experiment.shares)
+    return (experiment.variants[variant] if variant else route.targets), experiment.name, variant
 
 
 def _pin(entries: Sequence[Entry], adapter: str, table: Table) -> Sequence[Entry]:

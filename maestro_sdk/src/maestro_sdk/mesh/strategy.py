@@ -154,8 +154,8 @@ def _distance(key: str, backend: Backend, weight: float) -> float:
     return -math.log(share) / weight
 
 
-def draw_arm(experiment: str, subject: str, shares: Sequence[tuple[str, float]]) -> str:
-    """The arm of a subject, by a hash that every process computes alike; empty for what the shares leave over."""
+def draw_variant(experiment: str, subject: str, shares: Sequence[tuple[str, float]]) -> str:
+    """The variant of a subject, by a hash that every process computes alike; empty for what the shares leave over."""
     digest = hashlib.blake2b(f"{experiment}\0{subject}".encode(), digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64 * 100.0
     for name, share in shares:

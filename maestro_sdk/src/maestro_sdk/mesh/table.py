@@ -66,12 +66,12 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Arms by name, with their shares in percent. The subject is the value of `label`; empty: session, else tenant."""
+    """Variants by name, with shares in percent. The subject is the value of `label`; empty: session, else tenant."""
 
     name: str
     label: str
     shares: Sequence[tuple[str, float]]
-    arms: Mapping[str, Targets]
+    variants: Mapping[str, Targets]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +221,6 @@ def _experiment(experiment: pb.Experiment, by_model: Mapping[str, Sequence[Backe
     return Experiment(
         experiment.name,
         experiment.label,
-        [(arm.name, arm.share) for arm in experiment.arms],
-        {arm.name: _targets(arm.targets, by_model) for arm in experiment.arms},
+        [(variant.name, variant.share) for variant in experiment.variants],
+        {variant.name: _targets(variant.targets, by_model) for variant in experiment.variants},
     )

@@ -41,13 +41,11 @@ class MatchConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not any(getattr(self, name) for name in type(self).model_fields):
-            raise ValueError(
-                "says nothing; leave it out, or name models, tenants, personas, skills, labels or required"
-            )
+            raise ValueError("says nothing: name models, tenants, personas, skills, labels or required features")
         return self
 
 
-class ArmConfig(Settings):
+class VariantConfig(Settings):
     """One side of an experiment: `share` of the subjects in percent, and the models that they get."""
 
     share: Annotated[float, Field(gt=0, le=100)]
@@ -59,13 +57,13 @@ class ExperimentConfig(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     label: str = ""
-    arms: Annotated[dict[str, ArmConfig], Field(min_length=1)]
+    variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        total = sum(arm.share for arm in self.arms.values())
+        total = sum(variant.share for variant in self.variants.values())
         if total > 100:
-            raise ValueError(f"the shares of the arms add up to {total:g} percent")
+            raise ValueError(f"the shares of the variants add up to {total:g} percent")
         return self
 
 

@@ -146,6 +146,8 @@ class Account:
             degraded=self._is_degraded(),
             streamed=self._streamed,
             route=trail.plan.route.name if trail.plan is not None else "",
+            experiment=trail.plan.experiment if trail.plan is not None else "",
+            variant=trail.plan.variant if trail.plan is not None else "",
             persona=self._persona,
             skill=self._skill,
             usage=trail.usage,

@@ -99,8 +99,8 @@ def compile_routes(
             _describe(route.match, message.match)
         if route.experiment is not None:
             message.experiment.name, message.experiment.label = route.experiment.name, route.experiment.label
-            for arm, side in route.experiment.arms.items():
-                message.experiment.arms.add(name=arm, share=side.share, targets=usable(side.targets))
+            for variant, side in route.experiment.variants.items():
+                message.experiment.variants.add(name=variant, share=side.share, targets=usable(side.targets))
     table.pins.update({persona: adapter.removesuffix("-only") for persona, adapter in config.router.pins.items()})
     if config.router.pin:
         table.pins[""] = config.router.pin.removesuffix("-only")

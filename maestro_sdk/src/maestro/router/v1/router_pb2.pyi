@@ -426,38 +426,38 @@ Global___Match: _TypeAlias = Match  # noqa: Y015
 
 @_typing.final
 class Experiment(_message.Message):
-    """Compares models on a share of the requests. The same subject always gets the same arm."""
+    """Compares models on a share of the requests. The same subject always gets the same variant."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
-    ARMS_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name; another name deals the subjects anew."""
     label: _builtins.str
     """Optional. Label whose value is the subject. Empty means the session, and the tenant where there is none."""
     @_builtins.property
-    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Arm]:
-        """Required. Arms; what their shares leave over takes the route's own targets."""
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
+        """Required. Variants; what their shares leave over takes the route's own targets."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         label: _builtins.str = ...,
-        arms: _abc.Iterable[Global___Arm] | None = ...,
+        variants: _abc.Iterable[Global___Variant] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "label", b"label", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "name", b"name", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Experiment: _TypeAlias = Experiment  # noqa: Y015
 
 @_typing.final
-class Arm(_message.Message):
+class Variant(_message.Message):
     """Is one side of an experiment."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -486,7 +486,7 @@ class Arm(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Arm: _TypeAlias = Arm  # noqa: Y015
+Global___Variant: _TypeAlias = Variant  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
@@ -756,7 +756,7 @@ class Decision(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     EXPERIMENT_FIELD_NUMBER: _builtins.int
-    ARM_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """Required. Route that matched. Empty means that the model was named directly."""
     table_version: _builtins.int
@@ -765,8 +765,8 @@ class Decision(_message.Message):
     """Required. Strategy that ordered the backends."""
     experiment: _builtins.str
     """Output only. Experiment that the request takes part in. Empty means none."""
-    arm: _builtins.str
-    """Output only. Arm of the experiment. Empty means the route's own targets."""
+    variant: _builtins.str
+    """Output only. Variant of the experiment. Empty means the route's own targets."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """Required. Every backend that was looked at: kept ones first, in the order in which they are tried."""
@@ -779,11 +779,11 @@ class Decision(_message.Message):
         strategy: _builtins.str = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         experiment: _builtins.str = ...,
-        arm: _builtins.str = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "candidates", b"candidates", "experiment", b"experiment", "route", b"route", "strategy", b"strategy", "table_version", b"table_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "experiment", b"experiment", "route", b"route", "strategy", b"strategy", "table_version", b"table_version", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

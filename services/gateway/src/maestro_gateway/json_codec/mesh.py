@@ -86,7 +86,7 @@ def encode_decision(decision: pb.Decision, needs: Needs, refusal: MaestroError |
             "route": decision.route or None,
             "strategy": decision.strategy,
             "experiment": decision.experiment or None,
-            "arm": decision.arm or None,
+            "variant": decision.variant or None,
             "table_version": decision.table_version,
             "needs": {
                 "model": needs.model or None,
