@@ -20,7 +20,7 @@ from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.message_pb2 import DocumentPart, ImagePart, Message, Part, Role, TextPart, ToolResultPart
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.router.v1 import router_pb2 as pb
-from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, NoBackend, NotFound
+from maestro_sdk.errors import CapabilityUnavailable, ContextTooLong, InvalidRequest, NoBackend, NotFound
 from maestro_sdk.mesh.needs import Needs, features_from_needs, mask, needs_from_features, needs_of, unmask
 from maestro_sdk.mesh.plan import LocalState, Plan, plan, refusal
 from maestro_sdk.mesh.table import EMPTY, Table
@@ -74,6 +74,31 @@ VISION = mask([Feature.FEATURE_VISION])
 )
 def test_fallback_order(needs: Needs, expected: list[str]) -> None:
     assert kept(plan(needs, mesh(), LocalState(), NOW, half)) == expected
+
+
+def test_what_is_too_long_for_all_is_told_as_such() -> None:
+    found = table([backend("a", model("p/a", window=1000)), backend("b", model("p/b", window=2000))],
+                  {"default": [("p/a", 1), ("p/b", 1)]})  # fmt: skip
+    needs = Needs("", input_tokens=4001)
+    error = refusal(plan(needs, found, LocalState(), NOW, half), needs, NOW)
+    assert isinstance(error, ContextTooLong)
+    assert "about 4001 tokens don't fit its window of 2000" in error.message
+
+
+def test_an_adapter_that_was_started_anew_gets_a_new_breaker() -> None:
+    local = LocalState()
+
+    def told(since: int) -> Table:
+        serving = backend("a", model("p/a"))
+        serving.serving_since.seconds = since
+        return table([serving], {"default": [("p/a", 1)]})
+
+    local.adopt(told(100))
+    local.breaker("a:p/a").fail(NOW, ErrorReason.ERROR_REASON_PROVIDER_QUOTA, counts=True)
+    local.adopt(told(100))
+    assert not local.breaker("a:p/a").admits(NOW)
+    local.adopt(told(200))
+    assert local.breaker("a:p/a").admits(NOW)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from maestro.router.v1 import router_pb2 as pb
-from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, MaestroError, NoBackend, NotFound
+from maestro_sdk.errors import CapabilityUnavailable, ContextTooLong, InvalidRequest, MaestroError, NoBackend, NotFound
 from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy, State
 from maestro_sdk.mesh.needs import Needs, feature_names, unmask
 from maestro_sdk.mesh.pace import Pace
@@ -27,6 +27,7 @@ class LocalState:
         self.load = Load()
         self._breakers: dict[str, Breaker] = {}
         self._policy = BreakerPolicy()
+        self._since: dict[str, float] = {}
 
     def breaker(self, backend_id: str) -> Breaker:
         """The breaker of a backend."""
@@ -47,8 +48,14 @@ class LocalState:
         if table.breaker != self._policy:
             self._policy = table.breaker
             self._breakers.clear()
-        for gone in [name for name in self._breakers if name not in table.backends]:
-            del self._breakers[gone]
+        for name in list(self._breakers):
+            backend = table.backends.get(name)
+            # An adapter that was started anew gets a new breaker: what the old one knows is of the past.
+            if backend is None or (backend.since and backend.since != self._since.get(name, backend.since)):
+                del self._breakers[name]
+        for backend in table.backends.values():
+            if backend.since:
+                self._since[backend.id] = backend.since
         for gone in [name for name in self.load.paces if name not in table.backends]:
             del self.load.paces[gone]
 
@@ -62,6 +69,7 @@ class Dropped:
     lasting: bool
     missing: int = 0
     until: float = 0.0
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +236,8 @@ def refusal(plan: Plan, needs: Needs, now: float) -> MaestroError:
         return NoBackend(
             f"no backend of {what} can answer now: {tried}", metadata={"tried": tried}, retry_after=_wait(plan, now)
         )
+    if plan.dropped and all(drop.too_long for drop in plan.dropped):
+        return ContextTooLong(f"the request is too long for every backend of {what}: {tried}")
     missing = {feature_names(drop.missing) for drop in plan.dropped if drop.missing}
     if missing:
         return CapabilityUnavailable(
@@ -289,9 +299,8 @@ def _judge(entry: Entry, terms: _Terms, cost: float | None, local: LocalState, n
         return Dropped(backend, f"{how}; the request allows ${terms.max_cost:.6f}", lasting=True)
     if backend.window and terms.input_tokens > backend.window * 2:
         # Twice the window, since the count is an estimate: a near miss is for the provider to judge.
-        return Dropped(
-            backend, f"about {terms.input_tokens} tokens don't fit its window of {backend.window}", lasting=True
-        )
+        why = f"about {terms.input_tokens} tokens don't fit its window of {backend.window}"
+        return Dropped(backend, why, lasting=True, too_long=True)
     match backend.state:
         case pb.BACKEND_STATE_DISABLED:
             return Dropped(backend, f"disabled by an operator: {backend.state_reason}", lasting=False)

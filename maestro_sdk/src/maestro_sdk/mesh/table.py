@@ -26,8 +26,8 @@ class Rates:
 class Backend:
     """One model at one adapter.
 
-    `native` and `able` (native or polyfilled) are bit masks of features; `until` is Unix time, 0 for none. Unknown
-    limits are 0, an unknown price is None.
+    `native` and `able` (native or polyfilled) are bit masks of features; `until` and `since` (when the adapter began to
+    serve) are Unix time, 0 for none. Unknown limits are 0, an unknown price is None.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Backend:
     state: pb.BackendState.ValueType
     state_reason: str
     until: float
+    since: float
     message: pb.Backend
 
 
@@ -171,6 +172,7 @@ def _backend(message: pb.Backend) -> Backend:
         state=message.state,
         state_reason=message.state_reason,
         until=message.state_until.ToNanoseconds() / 1e9 if message.HasField("state_until") else 0.0,
+        since=message.serving_since.ToNanoseconds() / 1e9,
         message=message,
     )
 

@@ -54,6 +54,12 @@ class Board:
         """Takes a new view of an adapter."""
         before = self._adapters.get(adapter.name)
         self._adapters[adapter.name] = adapter
+        if before is not None and adapter.since > before.since:
+            # Started anew: what its breakers know is of the past.
+            own = [name for name in self._breakers if name.partition(":")[0] == adapter.name]
+            for name in own:
+                del self._breakers[name]
+            self._note_transitions(own, time.time())
         for payload in notices.of_adapter(before, adapter):
             self._publish(f"adapter/{adapter.name}", payload)
         self.rebuild()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -126,6 +127,10 @@ class AdapterWatch:
 
     def _change(self, **facts: object) -> None:
         fresh = replace(self.view, **facts)
+        if fresh.state != pb.ADAPTER_STATE_SERVING:
+            fresh = replace(fresh, since=0.0)
+        elif not fresh.since:
+            fresh = replace(fresh, since=time.time())
         if fresh != self.view:
             if fresh.state != self.view.state:
                 state = pb.AdapterState.Name(fresh.state).removeprefix("ADAPTER_STATE_").lower()

@@ -26,6 +26,8 @@ class Adapter:
     version: str = ""
     providers: Sequence[str] = ()
     models: Sequence[Model] = ()
+    since: float = 0.0
+    """Unix time since when it serves; 0 while it does not."""
 
     def status(self) -> pb.AdapterStatus:
         """The adapter as the contract has it."""
@@ -132,6 +134,8 @@ def _backend(
     backend = pb.Backend(
         id=name, adapter=adapter.name, address=adapter.address, model=model, state=pb.BACKEND_STATE_ACTIVE
     )
+    if adapter.since:
+        backend.serving_since.FromNanoseconds(int(adapter.since * 1e9))
     override, breaker = overrides.get(name), breakers.get(name)
     if override is not None and override.state != pb.BACKEND_STATE_ACTIVE:
         backend.state, backend.state_reason = override.state, override.reason

@@ -232,6 +232,7 @@ class Backend(_message.Message):
     STATE_REASON_FIELD_NUMBER: _builtins.int
     STATE_UNTIL_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    SERVING_SINCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Required. Identifier: "adapter:provider/model"."""
     adapter: _builtins.str
@@ -254,6 +255,12 @@ class Backend(_message.Message):
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Words from the configuration for routing, beside the model's own tags."""
 
+    @_builtins.property
+    def serving_since(self) -> _timestamp_pb2.Timestamp:
+        """Optional. Since when the adapter serves without a break. Another time means that it was started anew, so that what its breakers
+        know is of the past. Unset means that it does not serve.
+        """
+
     def __init__(
         self,
         *,
@@ -265,10 +272,11 @@ class Backend(_message.Message):
         state_reason: _builtins.str = ...,
         state_until: _timestamp_pb2.Timestamp | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        serving_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "state_until", b"state_until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "serving_since", b"serving_since", "state_until", b"state_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "address", b"address", "id", b"id", "model", b"model", "state", b"state", "state_reason", b"state_reason", "state_until", b"state_until", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "address", b"address", "id", b"id", "model", b"model", "serving_since", b"serving_since", "state", b"state", "state_reason", b"state_reason", "state_until", b"state_until", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
