@@ -13,10 +13,10 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test lint format proto proto-check lock conformance bench-smoke clean
+.PHONY: help setup up down test lint format proto proto-check lock conformance bench-smoke bench-adapters clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Prepare .venv and the node tools (at once when nothing changed)
 
@@ -65,6 +65,9 @@ conformance: setup ## Prove the adapters against the contract
 
 bench-smoke: setup ## Measure the CPU time of a call and of a streamed event through the whole mesh
 	@$(BIN)/python bench/smoke.py $(ARGS)
+
+bench-adapters: setup ## Measure the CPU time of a call and of a streamed chunk in each adapter alone
+	@$(BIN)/python bench/adapters.py $(ARGS)
 
 clean: ## Remove .venv, node tools and caches (not the mesh's data)
 	rm -rf .venv tests/node_modules .pytest_cache .ruff_cache .hypothesis

@@ -116,7 +116,7 @@ async def test_an_adapter_that_dies_is_down_and_comes_back(tmp_path: Path) -> No
         async with alive():
             await backend_state(stub, pb.BACKEND_STATE_ACTIVE)
         assert "not reachable" in (await backend_state(stub, pb.BACKEND_STATE_DOWN)).state_reason
-        # What failed meanwhile says nothing about the adapter that comes: a quota would hold its breaker open for minutes.
+        # What failed meanwhile says nothing about the adapter that comes; a quota would hold its breaker for minutes.
         quota = ErrorReason.ERROR_REASON_PROVIDER_QUOTA
         failed = pb.Outcome(backend_id=BACKEND, reason=quota, counts_against_health=True)
         await stub.Report(pb.ReportRequest(reporter="gateway", outcomes=[failed]))
