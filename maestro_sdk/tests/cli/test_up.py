@@ -149,6 +149,36 @@ def test_chat_models_explain(mesh: Maestro) -> None:
     assert (wrong.exit_code, wrong.stderr.startswith("UNAUTHENTICATED: ")) == (1, True)
 
 
+def test_a_changed_file_takes_effect_while_the_mesh_runs(mesh: Maestro) -> None:
+    state = mesh.folder.read_state()
+    assert state is not None
+    before, api = mesh.pids(), Api(state.url, key_of(mesh))
+
+    def wait_for(done: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not done():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def aliases() -> list[str]:
+        return sorted(api.get("/v1/models")["aliases"])
+
+    try:
+        mesh.file.write_text(CONFIG.replace("aliases: {fast", "aliases: {quick: local/offline, fast"))
+        wait_for(lambda: aliases() == ["fast", "quick"])
+        assert api.post("/v1/chat", {"model": "quick", "messages": [{"role": "user", "content": "hi"}]})["text"]
+        mesh.file.write_text(CONFIG.replace("aliases: {fast", "aliases: {loop: loop, fast"))
+        os.kill(before["supervisor"], signal.SIGHUP)
+        log = mesh.folder.log / "maestro.log"
+        wait_for(lambda: "configuration rejected, the old one stays" in log.read_text())
+        assert "aliases.loop: goes round in a circle: loop → loop" in log.read_text()
+        assert aliases() == ["fast", "quick"]
+    finally:
+        mesh.file.write_text(CONFIG)
+    wait_for(lambda: aliases() == ["fast"])
+    assert mesh.pids() == before
+
+
 def test_a_second_mesh_in_the_same_folder_is_told_where_the_first_is(mesh: Maestro) -> None:
     pids = mesh.pids()
     result = mesh.up()

@@ -177,7 +177,9 @@ async def _running(
             backends.append(tables.backend(f"adapter-{name}", model, address))
             targets.append((model.id, 1.0))
         routes = {"default": targets, "first": targets[:1]}
-        source = Source(compile_table(tables.message(backends, routes, **limits)))
+        described = tables.message(backends, routes, **limits)
+        described.aliases["first"] = "p0/model"
+        source = Source(compile_table(described))
         source.local.adopt(source.table)
         channels = Backends()
         published: list[Event] = []
@@ -186,7 +188,6 @@ async def _running(
             backends=channels,
             dispatcher=Dispatcher(source, channels),
             accountant=Accountant(published.append, lambda: False),
-            aliases={"first": "p0/model"},
             switched_off=(("claude", "ANTHROPIC_API_KEY is not set"),),
         )
         keys = Keys([("acme", KEY), ("globex", OTHER_KEY)])

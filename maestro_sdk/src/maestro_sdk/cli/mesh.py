@@ -13,11 +13,12 @@ from typing import Any
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.folder import Folder, MeshState
-from maestro_sdk.cli.programs import Program
+from maestro_sdk.cli.programs import Program, settled
 from maestro_sdk.cli.readiness import wait_serving
 from maestro_sdk.cli.rendering import reachable
 from maestro_sdk.cli.supervisor import Group, Process, open_group
-from maestro_sdk.service.settings import Config
+from maestro_sdk.service.hot_reload import changes, merge
+from maestro_sdk.service.settings import Config, ConfigError, load
 
 _AGAIN = 2.0
 START_LIMIT = 60.0
@@ -43,20 +44,31 @@ class Mesh:
         self._processes: dict[str, Process] = {}
         self._is_unwritable = False
         self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
 
     async def run(self, on_ready: Callable[[], None]) -> int:
-        """Runs until SIGINT, SIGTERM or SIGHUP; returns the exit code. A second signal ends everything at once."""
+        """Runs until SIGINT or SIGTERM; returns the exit code. A second signal ends everything at once.
+
+        SIGHUP stops too where it says that the terminal is gone; without one it reads the configuration anew, as does
+        every change of its file.
+        """
         self._write_state()
         async with open_group() as group, asyncio.TaskGroup() as tasks:
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._on_signal, group)
+            if _has_terminal():
+                loop.add_signal_handler(signal.SIGHUP, self._on_signal, group)
+            else:
+                loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+            following = tasks.create_task(self._follow_configuration())
             try:
                 code = await self._start_and_watch(group, tasks, on_ready)
                 self._enter("stopping")
                 self._console.waiting([])
                 await self._stop_all()
             finally:
+                following.cancel()
                 for process in self._processes.values():
                     process.terminate()
         if code:
@@ -64,6 +76,18 @@ class Mesh:
         else:
             self._enter("stopped")
         return code
+
+    async def _follow_configuration(self) -> None:
+        """Hands what may change while the mesh runs to the services, in the file that they follow."""
+        async for _ in changes(self._config.file, self._reload):
+            try:
+                fresh = load(self._config.file, os.environ)
+                self._config = merge(self._config, fresh)
+            except ConfigError as error:
+                for problem in error.problems:
+                    self._console.problem(f"configuration rejected, the old one stays: {problem}")
+            else:
+                self._folder.write("maestro.yaml", settled(self._config, os.environ).to_yaml())
 
     def _on_signal(self, group: Group) -> None:
         if self._stop.is_set():
@@ -214,3 +238,12 @@ class Mesh:
             asyncio.get_running_loop().call_later(_AGAIN, self._write_state)
         else:
             self._is_unwritable = False
+
+
+def _has_terminal() -> bool:
+    """Whether this process belongs to a terminal, which may be closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -118,6 +118,8 @@ class Table:
     """Routes that take requests without being named, in the order in which they are asked."""
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
     """Adapter by persona, "" for all."""
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What each alias stands for."""
 
     def names(self) -> list[str]:
         """What a request's `model` may say: routes first, then models."""
@@ -147,7 +149,17 @@ def compile_table(message: pb.RouteTable) -> Table:
     models |= {name: models[found[0]] for name, found in bare.items() if len(found) == 1 and name not in models}
     policy = BreakerPolicy.from_message(message.breaker) if message.HasField("breaker") else BreakerPolicy()
     matching = [route for route in routes.values() if route.match is not None]
-    return Table(message.version, backends, routes, models, ambiguous, policy, matching, dict(message.pins))
+    return Table(
+        message.version,
+        backends,
+        routes,
+        models,
+        ambiguous,
+        policy,
+        matching,
+        dict(message.pins),
+        dict(message.aliases),
+    )
 
 
 def _backend(message: pb.Backend) -> Backend:

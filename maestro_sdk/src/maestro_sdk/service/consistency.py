@@ -26,7 +26,9 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]
             yield ("routes", name), f"{name!r} is not a name: a route has no slash and no space"
         yield from _wrong_targets(route, route.targets, ("routes", name, "targets"))
         for variant, side in route.experiment.variants.items() if route.experiment else ():
-            yield from _wrong_targets(route, side.targets, ("routes", name, "experiment", "variants", variant, "targets"))
+            yield from _wrong_targets(
+                route, side.targets, ("routes", name, "experiment", "variants", variant, "targets")
+            )
     yield from _wrong_aliases(config)
     yield from _wrong_pins(config)
     for index, entry in enumerate(config.gateway.keys):

@@ -144,6 +144,7 @@ class _Origin:
     document: Document = field(default_factory=Document, compare=False)
     path: tuple[str, ...] = field(default=(), compare=False)
     base: str = field(default="", compare=False)
+    file: Path | None = field(default=None, compare=False)
 
 
 class AdapterConfig(Settings):
@@ -291,6 +292,11 @@ class Config(Settings):
 
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
+    @property
+    def file(self) -> Path | None:
+        """The file that it was read from; None for the defaults alone."""
+        return self._origin.file
+
     def enabled_adapters(self, env: Mapping[str, str] | None = None) -> dict[str, AdapterConfig]:
         """The adapters that take part, by name."""
         return {name: adapter for name, adapter in self.adapters.items() if adapter.is_enabled(env)}
@@ -310,7 +316,7 @@ class Config(Settings):
             for name in above:
                 target = target.setdefault(name, {})
             target[last] = value
-        return _validated(Document(data, dict(self._origin.document.places)))
+        return _validated(Document(data, dict(self._origin.document.places)), self._origin.file)
 
     def to_yaml(self) -> str:
         """The configuration as a file that gives the same again, wherever it is put.
@@ -359,10 +365,10 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Confi
     # pydantic validates a missing section without our context: its folder would start at the working directory.
     document.data.setdefault("envoy", {})
     overlay(document, env)
-    return _validated(document)
+    return _validated(document, None if path is None else path.resolve())
 
 
-def _validated(document: Document) -> Config:
+def _validated(document: Document, file: Path | None = None) -> Config:
     base = str(document.data.get("base", ""))
     dropped: frozenset[str] = frozenset()
     try:
@@ -381,7 +387,7 @@ def _validated(document: Document) -> Config:
                 document.add(path, message)
     if config is None or document.problems:
         raise document.error()
-    config._origin = _Origin(document, (), base)  # pyright: ignore[reportPrivateUsage]
+    config._origin = _Origin(document, (), base, file)  # pyright: ignore[reportPrivateUsage]
     for name, adapter in config.adapters.items():
         adapter._origin = _Origin(document, ("adapters", name), base)  # pyright: ignore[reportPrivateUsage]
     return config

@@ -68,7 +68,7 @@ class HttpService(HttpServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> HttpBody:
         async def answer() -> bytes:
-            return encode_models(self._mesh.source.table, self._mesh.aliases)
+            return encode_models(self._mesh.source.table)
 
         return await self._answer(context, answer)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from maestro_gateway.account import Accountant
@@ -24,7 +23,6 @@ class Mesh:
     backends: Backends
     dispatcher: Dispatcher
     accountant: Accountant
-    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     switched_off: tuple[tuple[str, str], ...] = ()
 
     def plan(self, needs: Needs) -> Plan:

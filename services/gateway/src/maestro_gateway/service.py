@@ -49,7 +49,6 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 backends=backends,
                 dispatcher=Dispatcher(watcher, backends),
                 accountant=Accountant(publisher.publish, lambda: not watcher.connected),
-                aliases=config.aliases,
                 switched_off=tuple(_switched_off(config)),
             )
 

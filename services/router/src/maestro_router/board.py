@@ -40,6 +40,18 @@ class Board:
         self.table: Table = compile_table(self.message)
         self.rebuild()
 
+    def configure(self, config: Config) -> None:
+        """Takes a new configuration of routes, aliases, breakers and pins, all at once."""
+        self._config = config
+        policy = BreakerPolicy(**config.router.breaker.model_dump())
+        if policy != self._policy:
+            # Breakers count under their limits: with others they begin anew.
+            self._policy = policy
+            known = list(self._breakers)
+            self._breakers.clear()
+            self._note_transitions(known, time.time())
+        self.rebuild()
+
     def adapters(self) -> list[Adapter]:
         """The adapters, ordered by name."""
         return [self._adapters[name] for name in sorted(self._adapters)]

@@ -106,6 +106,7 @@ def compile_routes(
     table.pins.update({persona: adapter.removesuffix("-only") for persona, adapter in config.router.pins.items()})
     if config.router.pin:
         table.pins[""] = config.router.pin.removesuffix("-only")
+    table.aliases.update({alias: config.resolve(alias) for alias in config.aliases})
     by_name = {route.name: route for route in table.routes}
     for alias in config.aliases:
         target = config.resolve(alias)

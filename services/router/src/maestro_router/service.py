@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from maestro_router.board import Board
 from maestro_router.catalogue import AdapterWatch
+from maestro_router.reload import Reload
 from maestro_router.servicer import RouterServicer
 from maestro_sdk.service.events import MESH, EventPublisher, new_event
 from maestro_sdk.service.run import Service
@@ -33,6 +34,8 @@ async def router(config: Config) -> AsyncGenerator[Service]:
             board.see(watch.view)
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(watch.run(), name=f"watch {watch.view.name}") for watch in watches]
+            reload = Reload(config, board.configure, publish)
+            running.append(group.create_task(reload.run(), name="watch the configuration"))
             try:
                 yield Service(
                     address=config.router.address,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -32,7 +32,7 @@ def models_of(table: Table) -> list[Model]:
     return [found[name] for name in sorted(found)]
 
 
-def encode_models(table: Table, aliases: Mapping[str, str]) -> bytes:
+def encode_models(table: Table) -> bytes:
     """The models in OpenAI's list shape with our facts beside it, and what else a request's `model` may say."""
     return orjson.dumps(
         {
@@ -46,9 +46,9 @@ def encode_models(table: Table, aliases: Mapping[str, str]) -> bytes:
                     "missing": list(route.targets.missing),
                 }
                 for name, route in sorted(table.routes.items())
-                if name not in aliases
+                if name not in table.aliases
             ],
-            "aliases": dict(sorted(aliases.items())),
+            "aliases": dict(sorted(table.aliases.items())),
         }
     )
 
