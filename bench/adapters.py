@@ -15,6 +15,7 @@ import base64
 import contextlib
 import importlib
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -55,13 +56,14 @@ class Subject:
     name: str
     model: str
     wire: str
-    unary: str
-    stream: str
+    paths: tuple[str, str]
+    """Ends of the paths of a unary and of a streaming call."""
     settings: Callable[[str], Mapping[str, Any]]
+    build: str
+    """What makes the provider, in the adapter's module `provider`."""
     content_type: str = "text/event-stream"
-    environment: Mapping[str, str] = field(default_factory=dict[str, str])
-    provider: str = ""
-    """The class of the provider, as module:name."""
+    answers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else the adapter asks for, by path."""
 
 
 KEY = {"env": "BENCH_PROVIDER_KEY"}
@@ -70,19 +72,47 @@ SUBJECTS = (
         "claude",
         "anthropic/claude-sonnet-5",
         "anthropic_messages",
-        "/v1/messages",
-        "/v1/messages",
+        ("/v1/messages", "/v1/messages"),
         lambda url: {"base_url": url, "api_key": KEY},
-        provider="maestro_adapter_claude.provider:ClaudeProvider",
+        "ClaudeProvider.from_config",
     ),
     Subject(
         "openai",
         "openai/gpt-4.1",
         "openai_chat",
-        "/chat/completions",
-        "/chat/completions",
+        ("/chat/completions", "/chat/completions"),
         lambda url: {"base_url": f"{url}/v1", "api_key": KEY},
-        provider="maestro_adapter_openai.provider:OpenAIProvider",
+        "from_config",
+    ),
+    Subject(
+        "vertex",
+        "vertex/gemini-2.5-flash",
+        "gemini_content",
+        (":generateContent", ":streamGenerateContent"),
+        lambda url: {"base_url": url, "project": "bench", "access_token": KEY},
+        "VertexProvider.from_config",
+    ),
+    Subject(
+        "bedrock",
+        "bedrock/amazon.nova-pro-v1:0",
+        "bedrock_converse",
+        ("/converse", "/converse-stream"),
+        lambda url: {"base_url": url, "region": "us-east-1", "access_key_id": KEY, "secret_access_key": KEY},
+        "BedrockProvider.from_config",
+        "application/vnd.amazon.eventstream",
+    ),
+    Subject(
+        "local",
+        "local/bench",
+        "ollama_chat",
+        ("/api/chat", "/api/chat"),
+        lambda url: {"servers": [{"name": "ollama", "api": "ollama", "base_url": url}]},
+        "LocalProvider.from_config",
+        "application/x-ndjson",
+        {
+            "/api/tags": {"models": [{"name": "bench", "model": "bench"}]},
+            "/api/show": {"capabilities": ["completion"], "model_info": {"llama.context_length": 8192}},
+        },
     ),
 )
 
@@ -92,15 +122,26 @@ def canned(subject: Subject) -> list[dict[str, Any]]:
     wire: Wire = importlib.import_module(f"maestro_sdk.testing.{subject.wire}").WIRE
     answer = Answer(pieces=["token "] * CHUNKS)
     body = json.dumps({"model": subject.model.partition("/")[2], "messages": [], "stream": True}).encode()
-    asked = Seen("POST", subject.stream, "", {}, body)
+    asked = Seen("POST", f"/model{subject.paths[1]}", "", {}, body)
     groups = wire.content(answer, asked)
     steps = [*wire.opening(answer, asked), *(step for group in groups for step in group), *wire.closing(answer, asked)]
     document = json.dumps(wire.document(Answer(pieces=["Hello from the far end. "] * 8), asked)).encode()
-    common = {"content_type": "application/json", "document": base64.b64encode(document).decode()}
-    pieces = [base64.b64encode(render(step)).decode() for step in steps]
+    documents = {
+        subject.paths[0]: document,
+        **{path: json.dumps(found).encode() for path, found in subject.answers.items()},
+    }
+    pieces = [base64.b64encode(data).decode() for step in steps if (data := render(step))]
     return [
-        {"suffix": subject.unary, "streams": False, **common},
-        {"suffix": subject.stream, "streams": True, "content_type": subject.content_type, "pieces": pieces},
+        {"suffix": subject.paths[1], "streams": True, "content_type": subject.content_type, "pieces": pieces},
+        *(
+            {
+                "suffix": path,
+                "streams": False,
+                "content_type": "application/json",
+                "document": base64.b64encode(found).decode(),
+            }
+            for path, found in documents.items()
+        ),
     ]
 
 
@@ -142,8 +183,8 @@ def request_of(subject: Subject) -> ChatRequest:
 
 async def measure_provider(subject: Subject, config: Config, seconds: float) -> tuple[float, float]:
     """CPU seconds of this process per unary call and per chunk, `CALLERS` calls at once."""
-    module, _, name = subject.provider.partition(":")
-    provider = getattr(importlib.import_module(module), name).from_config(config, config.adapters[subject.name])
+    module = importlib.import_module(f"maestro_adapter_{subject.name}.provider")
+    provider: Any = operator.attrgetter(subject.build)(module)(config, config.adapters[subject.name])
     request = request_of(subject)
 
     async def unary() -> int:
@@ -163,7 +204,7 @@ async def measure_provider(subject: Subject, config: Config, seconds: float) -> 
 
 async def measure_process(subject: Subject, config: Config, file: Path, seconds: float) -> tuple[float, float]:
     """CPU seconds of the adapter's process per unary call and per chunk, `CALLERS` calls at once."""
-    environment = {**os.environ, **subject.environment, "MAESTRO_CONFIG": str(file)}
+    environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true", "MAESTRO_CONFIG": str(file)}
     address = config.adapters[subject.name].address
     async with (
         _process(f"maestro_adapter_{subject.name}", environment) as pid,
@@ -245,7 +286,6 @@ async def run(subjects: Sequence[Subject], seconds: float) -> None:
         file.write_text(yaml.safe_dump({"adapters": adapters, "routes": {}, "aliases": {}}))
         config = load(file)
         for subject in subjects:
-            os.environ.update(subject.environment)
             os.sched_setaffinity(0, {0})
             call, chunk = await measure_provider(subject, config, seconds)
             os.sched_setaffinity(0, {_LAST_CORE})

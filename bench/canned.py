@@ -28,7 +28,7 @@ class Canned:
     def find(self, target: bytes, body: bytes) -> list[bytes]:
         """The writes that answer a request. Raises `LookupError` for one that is not in the file."""
         asked = b'"stream":true' in body.replace(b": ", b":") or b"stream" in target.rsplit(b"/", 1)[-1].lower()
-        path = target.partition(b"?")[0]
+        path = target.partition(b"?")[0].replace(b"%3A", b":")
         for suffix, streams, writes in self._entries:
             if path.endswith(suffix) and streams is asked:
                 return writes
