@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from maestro_sdk.testing.callers import Caller
-from maestro_sdk.testing.faults import FaultServer
+from maestro_sdk.testing.faults import FaultServer, SendJson
 from maestro_sdk.testing.mesh import MeshProcess
 
 KEYS = {"MAESTRO_KEY": "mk-alpha-0123456789", "MAESTRO_BETA_KEY": "mk-beta-0123456789"}
@@ -26,8 +26,41 @@ CONFIG: dict[str, Any] = {
         "max_body": 65536,
         "ping": "1s",
     },
-    # Tests break the providers on purpose, in any order: no breaker may carry that over to the next test.
-    "router": {"breaker": {"consecutive_failures": 1_000_000, "minimum_calls": 1_000_000}},
+    # Tests break the providers on purpose, in any order: no breaker may carry that over to the next test. They count
+    # the requests at the providers: nobody may ask for models meanwhile.
+    "router": {"refresh": "1h", "breaker": {"consecutive_failures": 1_000_000, "minimum_calls": 1_000_000}},
+    "adapters": {
+        "claude": {
+            "module": "maestro_adapter_claude",
+            "address": "127.0.0.1:50061",
+            "settings": {"api_key": {"env": "ANTHROPIC_API_KEY"}, "base_url": "${PROVIDERS}"},
+        },
+        "openai": {
+            "module": "maestro_adapter_openai",
+            "address": "127.0.0.1:50062",
+            "settings": {"api_key": {"env": "OPENAI_API_KEY"}, "base_url": "${PROVIDERS}/v1"},
+        },
+        "vertex": {
+            "module": "maestro_adapter_vertex",
+            "address": "127.0.0.1:50063",
+            "settings": {"project": "test", "access_token": {"env": "VERTEX_TOKEN"}, "base_url": "${PROVIDERS}"},
+        },
+        "bedrock": {
+            "module": "maestro_adapter_bedrock",
+            "address": "127.0.0.1:50064",
+            "settings": {
+                "region": "us-east-1",
+                "access_key_id": {"env": "AWS_ACCESS_KEY_ID"},
+                "secret_access_key": {"env": "AWS_SECRET_ACCESS_KEY"},
+                "base_url": "${PROVIDERS}",
+            },
+        },
+        "local": {
+            "module": "maestro_adapter_local",
+            "address": "127.0.0.1:50065",
+            "settings": {"servers": [{"name": "ollama", "api": "ollama", "base_url": "${PROVIDERS}"}]},
+        },
+    },
     "routes": {
         "default": {"targets": ["local/offline"]},
         "openai-first": {
@@ -57,17 +90,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def providers() -> AsyncIterator[FaultServer]:
-    """The server that stands for OpenAI and for Anthropic."""
+    """The server that stands for all providers."""
     async with FaultServer() as server:
+        describe_llama(server)
         yield server
+
+
+def describe_llama(server: FaultServer) -> None:
+    """Lets the server answer what the adapter of local servers asks before it offers a model."""
+    names = ("llama", "llama-limited", "llama-locked")
+    server.on("GET", "/api/tags", SendJson({"models": [{"name": name, "model": name} for name in names]}))
+    facts = {"capabilities": ["completion", "tools"], "model_info": {"llama.context_length": 8192}}
+    server.on("POST", "/api/show", SendJson(facts))
 
 
 @pytest.fixture
 def provider(providers: FaultServer) -> Iterator[FaultServer]:
     """The providers' server without scripts or requests of other tests."""
     providers.reset()
+    describe_llama(providers)
     yield providers
     providers.reset()
+    describe_llama(providers)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -75,10 +119,13 @@ async def mesh(providers: FaultServer, tmp_path_factory: pytest.TempPathFactory)
     """The running mesh."""
     environment = {
         **KEYS,
+        "PROVIDERS": providers.url,
         "ANTHROPIC_API_KEY": "sk-ant-test",
-        "ANTHROPIC_BASE_URL": providers.url,
         "OPENAI_API_KEY": "sk-test",
-        "OPENAI_BASE_URL": f"{providers.url}/v1",
+        "VERTEX_TOKEN": "ya29.test",
+        "AWS_ACCESS_KEY_ID": "AKIATEST",
+        "AWS_SECRET_ACCESS_KEY": "secret-test",
+        "AWS_EC2_METADATA_DISABLED": "true",
     }
     async with MeshProcess(tmp_path_factory.mktemp("mesh"), CONFIG, environment) as running:
         FIGURES.append(f"start of the mesh to its first answer: {running.ready_after:.1f} s")

@@ -41,8 +41,8 @@ async def test_status_tells_every_process(mesh: MeshProcess):
     status = json.loads(out)
     assert (status["state"], status["url"]) == ("ready", mesh.url)
     states = {process["name"]: process["state"] for process in status["processes"]}
-    expected = {"nats", "envoy", "gateway", "router", "adapter-claude", "adapter-openai", "adapter-local"}
-    assert set(states) == expected
+    adapters = {f"adapter-{name}" for name in ("claude", "openai", "vertex", "bedrock", "local")}
+    assert set(states) == {"nats", "envoy", "gateway", "router", *adapters}
     assert set(states.values()) == {"ready"}
 
 

@@ -13,7 +13,7 @@ import pytest
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
-from maestro_sdk.testing import anthropic_messages, openai_chat
+from maestro_sdk.testing import anthropic_messages, bedrock_converse, gemini_content, ollama_chat, openai_chat
 from maestro_sdk.testing.callers import Caller, question
 from maestro_sdk.testing.faults import FaultServer, Seen
 from maestro_sdk.testing.mesh import MeshProcess
@@ -25,6 +25,9 @@ TRIES = 3
 WIRES = {
     "openai": (openai_chat.WIRE, "openai/gpt-6.1-terra"),
     "anthropic": (anthropic_messages.WIRE, "anthropic/claude-sonnet-5-5"),
+    "gemini": (gemini_content.WIRE, "vertex/gemini-2.5-flash"),
+    "bedrock": (bedrock_converse.WIRE, "bedrock/amazon.nova-pro-v1:0"),
+    "ollama": (ollama_chat.WIRE, "local/llama"),
 }
 Leave = Callable[[FaultServer, Caller, MeshProcess, str, bool], Coroutine[Any, Any, float]]
 """Asks, waits until the provider has the request (or, after the first token, until that is here), leaves; says when."""

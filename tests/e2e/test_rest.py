@@ -162,10 +162,10 @@ async def test_backends_and_health_tell_their_state(alpha: Caller):
     backends = (await alpha.get("/v1/router/backends")).json()
     states = {backend["model"]: backend["state"] for backend in backends["backends"]}
     assert states["openai/gpt-6.1-terra"] == "active"
-    assert {adapter["name"] for adapter in backends["adapters"]} == {"claude", "openai", "local"}
+    assert {adapter["name"] for adapter in backends["adapters"]} == {"claude", "openai", "vertex", "bedrock", "local"}
     health = (await alpha.get("/v1/health/providers")).json()
     told = {provider["provider"]: provider["status"] for provider in health["providers"]}
-    assert set(told) == {"anthropic", "local", "openai"}
+    assert set(told) == {"anthropic", "bedrock", "local", "openai", "vertex"}
     # Other tests may have closed single backends on purpose; a provider is down only when all of its backends are.
     assert "down" not in told.values()
 
