@@ -83,7 +83,7 @@ def answer(request: ChatRequest, **offline: Any) -> ChatResponse:
 
 
 async def _both(request: ChatRequest, offline: dict[str, Any]) -> tuple[ChatResponse, list[Sequence[ChatEvent]]]:
-    provider = LocalProvider(LocalSettings.model_validate({"offline": offline}))
+    provider = LocalProvider(LocalSettings.model_validate({"offline": offline, "hashing": False}))
     try:
         return fold(await provider.complete(request)), [batch async for batch in provider.stream(request)]
     finally:
@@ -124,7 +124,7 @@ def with_results(request: ChatRequest, response: ChatResponse, *results: str, is
 
 
 async def test_it_tells_what_it_is() -> None:
-    provider = LocalProvider(LocalSettings())
+    provider = LocalProvider(LocalSettings(hashing=False))
     models = list(await provider.models())
     assert [model.id for model in models] == ["local/offline"]
     assert "not a language model" in models[0].description
@@ -134,7 +134,7 @@ async def test_it_tells_what_it_is() -> None:
 
 
 async def test_declared_features_are_those_with_a_test() -> None:
-    (model,) = await LocalProvider(LocalSettings()).models()
+    (model,) = await LocalProvider(LocalSettings(hashing=False)).models()
     assert {Feature.Name(entry.feature).removeprefix("FEATURE_") for entry in model.features} == {
         "CHAT", "STREAMING", "SYSTEM_PROMPT", "TOOLS", "PARALLEL_TOOLS", "TOOL_CHOICE", "STREAMED_TOOL_ARGS",
         "JSON_SCHEMA", "REASONING", "STOP_SEQUENCES", "SEED", "TOKEN_COUNTING",
@@ -469,7 +469,7 @@ def test_unary_is_the_fold_of_the_stream(request: ChatRequest) -> None:
 
 
 async def test_served_by_the_kit_it_costs_nothing_and_counts_exactly() -> None:
-    provider = LocalProvider(LocalSettings())
+    provider = LocalProvider(LocalSettings(hashing=False))
     async with (
         serve(ChatServicer(provider), ModelServicer(provider)) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -511,7 +511,7 @@ from maestro_adapter_local.provider import LocalProvider
 from maestro_adapter_local.settings import LocalSettings
 from maestro_sdk.adapter.fold import fold
 async def main():
-    provider = LocalProvider(LocalSettings())
+    provider = LocalProvider(LocalSettings(hashing=False))
     for line in sys.stdin:
         events = await provider.complete(ChatRequest.FromString(bytes.fromhex(line)))
         print(fold(events).SerializeToString(deterministic=True).hex())
@@ -550,7 +550,7 @@ def test_labels_and_routing_do_not_change_the_answer() -> None:
 
 
 async def test_a_simple_answer_is_cheap() -> None:
-    provider, request = LocalProvider(LocalSettings()), ask("hello")
+    provider, request = LocalProvider(LocalSettings(hashing=False)), ask("hello")
     await provider.complete(request)
     began = time.process_time()
     for _ in range(300):

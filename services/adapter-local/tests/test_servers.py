@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from maestro.llm.v1.chat_pb2 import ChatRequest, FinishReason, Tool
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro.llm.v1.model_pb2 import Feature
+from maestro_adapter_local.compatible import read_listing
 from maestro_adapter_local.provider import LocalProvider
-from maestro_adapter_local.servers import read_listing
 from maestro_adapter_local.settings import LocalSettings
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.adapter.models import supports
@@ -39,7 +39,8 @@ def ask(model: str, text: str = "hello", **fields: Any) -> ChatRequest:
 @asynccontextmanager
 async def local(*servers: dict[str, Any], **offline: Any) -> AsyncGenerator[LocalProvider]:
     """A provider that is closed at the end."""
-    provider = LocalProvider(LocalSettings.model_validate({"servers": servers, "offline": offline}))
+    settings = {"servers": servers, "offline": offline, "hashing": False}
+    provider = LocalProvider(LocalSettings.model_validate(settings))
     try:
         yield provider
     finally:
@@ -71,7 +72,13 @@ async def test_models_are_discovered_with_what_the_server_tells() -> None:
             "base_url": url,
             "features": ["JSON_SCHEMA"],
             "models": [
-                {"match": "qwen*", "features": ["TOOLS"], "without": ["SEED"], "context_window": 4096, "tags": ["fast"]}
+                {
+                    "match": "qwen*",
+                    "features": ["VISION"],
+                    "without": ["SEED"],
+                    "context_window": 4096,
+                    "tags": ["fast"],
+                }
             ],
         }
         async with local(settings) as provider:
@@ -81,7 +88,7 @@ async def test_models_are_discovered_with_what_the_server_tells() -> None:
     assert (qwen.name, qwen.context_window, list(qwen.tags)) == ("qwen3:8b", 4096, ["fast"])
     assert llama.context_window == 8192
     assert not llama.HasField("price")
-    for feature, of_qwen, of_llama in (("JSON_SCHEMA", True, True), ("TOOLS", True, False), ("SEED", False, True)):
+    for feature, of_qwen, of_llama in (("JSON_SCHEMA", True, True), ("VISION", True, False), ("SEED", False, True)):
         assert supports(qwen, Feature.Value(f"FEATURE_{feature}")) is of_qwen
         assert supports(llama, Feature.Value(f"FEATURE_{feature}")) is of_llama
 
@@ -109,7 +116,8 @@ async def test_what_a_model_is_not_said_to_have_is_not_sent() -> None:
     async with serving("plain", "tooled") as (server, url):
         call = ToolCall("c1", "get_weather", {"city": "Rome"})
         server.on("POST", CHAT, openai_chat.tools(call))
-        settings = {"name": "box", "base_url": url, "models": [{"match": "tooled", "features": ["TOOLS"]}]}
+        known = [{"match": "tooled", "features": ["TOOLS"]}]
+        settings = {"name": "box", "base_url": url, "models": known, "polyfill": False}
         async with local(settings) as provider:
             response = fold(await provider.complete(ask("local/tooled", tools=[WEATHER])))
             assert json.loads(response.parts[0].tool_call.arguments_json) == {"city": "Rome"}
@@ -239,7 +247,7 @@ def test_odd_entries_of_a_list_are_passed_over() -> None:
         ),
         ({"servers": [{"name": "a", "base_url": "http://x"}] * 2}, "two servers are named 'a'"),
         ({"servers": [{"name": "a", "base_url": "http://x", "api_key": "sk-1"}]}, "keys never stand in the file"),
-        ({"offline": {"enabled": False}}, "there is nothing to serve"),
+        ({"offline": {"enabled": False}, "hashing": False}, "there is nothing to serve"),
         ({"offline": {"pace": "slow"}}, "not a duration"),
     ],
 )

@@ -1,24 +1,31 @@
-"""The models of this machine behind one name: the offline model and OpenAI-compatible servers."""
+"""The models of this machine behind one name: the offline model, embedders, and servers."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest
+from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro.llm.v1.model_pb2 import Model
+from maestro_adapter_local.hashing import HashingEmbedder
+from maestro_adapter_local.minilm.embedder import MiniLM
+from maestro_adapter_local.models import PROVIDER
 from maestro_adapter_local.offline.model import OfflineModel
 from maestro_adapter_local.offline.script import load_script
-from maestro_adapter_local.servers import PROVIDER, Server
+from maestro_adapter_local.servers import Server
 from maestro_adapter_local.settings import LocalSettings
 from maestro_sdk.adapter.models import load_models
-from maestro_sdk.errors import NotFound, Unimplemented
+from maestro_sdk.errors import NotFound
 from maestro_sdk.service.settings import AdapterConfig, Config
+
+_log = logging.getLogger(__name__)
 
 _MODELS = Path(str(files("maestro_adapter_local") / "models.yaml"))
 _RECHECK = 5.0
@@ -28,9 +35,10 @@ _RECHECK = 5.0
 class LocalProvider:
     """Sends a request to the backend that has its model.
 
-    `local/offline` is the offline model, `local/<model>` a model of a server. Where two backends have a model of one
-    name, the first has it (the offline model, then the servers in the order of the configuration); that of a later
-    server is `local/<server>/<model>`. The models of a server that is down leave the list, but keep their names.
+    `local/offline` is the offline model, `local/hashing` the lexical embedder, `local/<model>` a model of a server.
+    Where two backends have a model of one name, the first has it (the built-in models, then the servers in the order of
+    the configuration); that of a later server is `local/<server>/<model>`. The models of a server that is down leave
+    the list, but keep their names.
     """
 
     name = "adapter-local"
@@ -44,8 +52,16 @@ class LocalProvider:
         self._looked = -_RECHECK
         offline = settings.offline
         script = load_script(offline.script) if offline.enabled and offline.script else None
-        described = next(model for model in load_models(_MODELS, PROVIDER) if model.name == "offline")
-        self._offline = OfflineModel(described, offline.names, script, offline.pace)
+        described = {model.name: model for model in load_models(_MODELS, PROVIDER)}
+        self._offline = OfflineModel(described["offline"], offline.names, script, offline.pace)
+        self._embedders: dict[str, HashingEmbedder | MiniLM] = {}
+        if settings.hashing:
+            self._embedders["hashing"] = HashingEmbedder(described["hashing"])
+        if (own := settings.embedder) is not None:
+            found = MiniLM(f"{PROVIDER}/{own.name}", own.path, own.batch)
+            self._embedders[own.name] = found
+            if found.problem:
+                _log.warning("the embedder %s is not on offer: %s", own.name, found.problem)
 
     @classmethod
     def from_config(cls, config: Config, adapter: AdapterConfig) -> LocalProvider:
@@ -63,24 +79,35 @@ class LocalProvider:
         if self._is_offline(request):
             return await self._offline.complete(request)
         server, model = await self._find(request.model)
-        return _renamed(await server.caller(model).complete(_addressed(request, model)), request)
+        return _renamed(await server.caller(request, model).complete(_addressed(request, model)), request)
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """The input tokens of `request` at the offline model. Raises `Unimplemented` for models of servers."""
+        """The input tokens of `request`. Raises `Unimplemented` for models of servers that can't count."""
         if self._is_offline(request):
             return self._offline.count_tokens(request)
-        server, _ = await self._find(request.model)
-        raise Unimplemented(f"the server {server.name} can't count tokens")
+        server, model = await self._find(request.model)
+        return await server.caller(request, model).count_tokens(_addressed(request, model))
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """One vector per input, from the built-in embedder or the server that has the model."""
+        embedder = self._embedders.get(request.model.removeprefix(f"{PROVIDER}/"))
+        if embedder is not None:
+            if embedder.problem:
+                raise NotFound(f"{request.model} is not on offer: {embedder.problem}")
+            return await embedder.embed(request)
+        server, model = await self._find(request.model)
+        return await server.embed(_addressed(request, model))
 
     async def models(self) -> Sequence[Model]:
-        """The offline model and the models of all servers that answer now; one that is down never fails the rest."""
+        """The built-in models and those of all servers that answer now; one that is down never fails the rest."""
         await self._look()
         down = {server.name for server in self._servers if server.problem}
         found = list(self._offline.models.values()) if self._offline_enabled else []
+        found += [embedder.model for embedder in self._embedders.values() if not embedder.problem]
         for name, (server, model) in self._places.items():
             if server.name not in down:
                 described = Model()
-                described.CopyFrom(next(entry for entry in server.models if entry.name == model))
+                described.CopyFrom(server.models[model])
                 described.id, described.name = f"{PROVIDER}/{name}", name
                 found.append(described)
         return sorted(found, key=lambda model: model.id)
@@ -94,8 +121,10 @@ class LocalProvider:
         return "; ".join(self.problems()) if all(server.problem for server in self._servers) else ""
 
     def problems(self) -> list[str]:
-        """What was wrong with each server that failed the last look."""
-        return [f"{server.name}: {server.problem}" for server in self._servers if server.problem]
+        """What was wrong with each server that failed the last look, and with embedders."""
+        found = [(server.name, server.problem) for server in self._servers]
+        found += [(name, embedder.problem) for name, embedder in self._embedders.items()]
+        return [f"{name}: {problem}" for name, problem in found if problem]
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -107,7 +136,9 @@ class LocalProvider:
 
     async def _stream_from_server(self, request: ChatRequest) -> AsyncIterator[Sequence[ChatEvent]]:
         server, model = await self._find(request.model)
-        calls = cast("AsyncGenerator[Sequence[ChatEvent]]", server.caller(model).stream(_addressed(request, model)))
+        calls = cast(
+            "AsyncGenerator[Sequence[ChatEvent]]", server.caller(request, model).stream(_addressed(request, model))
+        )
         async with aclosing(calls) as batches:
             async for events in batches:
                 yield _renamed(events, request)
@@ -130,21 +161,24 @@ class LocalProvider:
     def _assign(self) -> dict[str, tuple[Server, str]]:
         """The name of each model of each server. A server that is down keeps the names of its last look."""
         places: dict[str, tuple[Server, str]] = {}
-        taken = set(self._offline.models) if self._offline_enabled else set[str]()
+        taken = set(self._embedders) | (set(self._offline.models) if self._offline_enabled else set[str]())
         for server in self._servers:
             for model in server.models:
-                name = model.name if model.name not in taken else f"{server.name}/{model.name}"
+                name = model if model not in taken else f"{server.name}/{model}"
                 if name not in taken:
                     taken.add(name)
-                    places[name] = (server, model.name)
+                    places[name] = (server, model)
         return places
 
 
-def _addressed(request: ChatRequest, model: str) -> ChatRequest:
+Request = TypeVar("Request", ChatRequest, EmbedRequest)
+
+
+def _addressed(request: Request, model: str) -> Request:
     """The request with the server's own name of the model."""
     if request.model == f"{PROVIDER}/{model}":
         return request
-    copy = ChatRequest()
+    copy = type(request)()
     copy.CopyFrom(request)
     copy.model = f"{PROVIDER}/{model}"
     return copy

@@ -1,77 +1,94 @@
-"""One OpenAI-compatible server: which models it has, what they can do by default, and the calls."""
+"""One server: whether it answers, the models that it offers, and who makes the calls for each."""
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
 
-import orjson
-
-from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
-from maestro_adapter_local.settings import ModelSettings, ServerSettings
-from maestro_sdk.adapter.chat_completions import ChatCompletionsProvider, Dialect, to_error
-from maestro_sdk.adapter.http import HttpWire
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ToolChoiceMode
+from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
+from maestro.llm.v1.model_pb2 import Feature, Model, Support
+from maestro_adapter_local.compatible import CompatibleServer
+from maestro_adapter_local.models import Knowledge
+from maestro_adapter_local.ollama import OllamaServer
+from maestro_adapter_local.settings import ServerSettings
+from maestro_sdk.adapter.models import support_of
+from maestro_sdk.adapter.polyfill import Polyfilled
+from maestro_sdk.adapter.provider import Provider
 from maestro_sdk.errors import MaestroError
 
 _log = logging.getLogger(__name__)
 
-PROVIDER = "local"
-BASIC_FEATURES = ("CHAT", "STREAMING", "SYSTEM_PROMPT", "TEMPERATURE", "STOP_SEQUENCES", "SEED")
-"""What is claimed of an unknown model. Tools, schemas and images depend on the model: the configuration tells."""
-# Where servers tell how much fits into a call: vLLM and SGLang, LM Studio, OpenRouter and others.
-_WINDOW_FIELDS = ("max_model_len", "max_context_length", "context_length", "context_window")
-_ANY = ModelSettings(match="*")
+POLYFILLS = frozenset({"TOOLS", "TOOL_CHOICE", "JSON_SCHEMA"})
+"""What polyfills make. A model whose `without` names one of them is served as it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A model as the server lists it."""
-
-    name: str
-    context_window: int | None
+_TOOLS = frozenset({Feature.FEATURE_TOOLS, Feature.FEATURE_PARALLEL_TOOLS, Feature.FEATURE_TOOL_CHOICE})
 
 
-def read_listing(body: bytes) -> list[Served]:
-    """The models of an answer to `GET /models`, by name. Raises `ValueError` for anything that is no such answer."""
-    document: Any = orjson.loads(body)
-    entries: Any = cast("dict[str, Any]", document).get("data") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError("the answer has no list `data`")
-    found: dict[str, Served] = {}
-    for entry in cast("list[Any]", entries):
-        fields = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
-        name = fields.get("id")
-        if isinstance(name, str) and name:
-            found[name] = Served(name, _window(fields))
-    return [found[name] for name in sorted(found)]
+class Caller(Provider, Protocol):
+    """What makes the calls for a model: as `Provider` and `Completer`."""
+
+    async def complete(self, request: ChatRequest) -> Sequence[ChatEvent]:
+        """Answers at once."""
+        ...
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """The input tokens of `request`. Raises `Unimplemented` where nobody counts."""
+        ...
 
 
-def describe(served: Served, server: ServerSettings, known: ModelSettings) -> Model:
-    """The model as the contract describes it; `known` is what the configuration says of it."""
-    names = dict.fromkeys((*BASIC_FEATURES, *server.features, *known.features))
-    without = {*server.without, *known.without}
-    model = Model(
-        id=f"{PROVIDER}/{served.name}",
-        provider=PROVIDER,
-        name=served.name,
-        family=known.family,
-        tags=known.tags,
-        description=f"Served by {server.name}",
-        features=[
-            FeatureSupport(feature=Feature.Value(f"FEATURE_{name}"), support=Support.SUPPORT_NATIVE)
-            for name in names
-            if name not in without
-        ],
-    )
-    window = known.context_window or served.context_window
-    if window:
-        model.context_window = window
-    if known.max_output_tokens:
-        model.max_output_tokens = known.max_output_tokens
-    return model
+class Backend(Caller, Protocol):
+    """A server behind its wire."""
+
+    async def refresh(self) -> list[Model]:
+        """Asks the server for its models. Raises a `MaestroError`, or `ValueError` for a list that can't be read."""
+        ...
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """One vector per input."""
+        ...
+
+
+class WithoutTools:
+    """A backend whose models have no tools of their own, for requests in which those are of no use."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.name = backend.name
+        self.providers = backend.providers
+
+    async def models(self) -> Sequence[Model]:
+        """The models of the backend, without TOOLS and what belongs to it."""
+        models: list[Model] = []
+        for model in await self._backend.models():
+            copy = Model()
+            copy.CopyFrom(model)
+            del copy.features[:]
+            copy.features.extend(entry for entry in model.features if entry.feature not in _TOOLS)
+            models.append(copy)
+        return models
+
+    def stream(self, request: ChatRequest) -> AsyncIterator[Sequence[ChatEvent]]:
+        """What the backend answers."""
+        return self._backend.stream(request)
+
+    async def complete(self, request: ChatRequest) -> Sequence[ChatEvent]:
+        """What the backend answers, at once."""
+        return await self._backend.complete(request)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """What the backend counts."""
+        return await self._backend.count_tokens(request)
+
+    async def check(self) -> str:
+        """What the backend says."""
+        return await self._backend.check()
+
+    async def close(self) -> None:
+        """Closes the backend."""
+        await self._backend.close()
 
 
 class Server:
@@ -79,59 +96,53 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.name = settings.name
-        self.models: list[Model] = []
+        self.models: dict[str, Model] = {}
+        """By the server's own name."""
         self.problem = "it was not asked yet"
         self._settings = settings
-        self._known = (*settings.models, _ANY)
-        self._listing = HttpWire(
-            settings.base_url,
-            self._headers(),
-            lambda status, body, headers: to_error(status, body, headers, PROVIDER),
-            connect_timeout=settings.list_timeout,
-            read_timeout=settings.list_timeout,
-        )
-        # One per entry of the configuration: what a model understands decides what may be sent to it.
-        self._callers: list[ChatCompletionsProvider] = [self._caller(known) for known in self._known]
+        self._knowledge = Knowledge(settings)
+        key = settings.api_key.get() if settings.api_key else None
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._backend = _connect(settings, self._knowledge, headers)
+        # Whether a server can hold an answer to a schema may differ between its models.
+        self._polyfilled = {constrained: Polyfilled(self._backend, constrained) for constrained in (False, True)}
+        self._writing = Polyfilled(WithoutTools(self._backend), constrained=True)
+        self._callers: dict[str, Caller] = {}
 
     async def look(self) -> None:
         """Asks the server for its models. When it fails, the last ones stay in mind and `problem` says why."""
         try:
-            listed = read_listing(await self._listing.get("/models"))
+            found = await self._backend.refresh()
+            listed = {flag: await each.models() for flag, each in self._polyfilled.items()}
+            await self._writing.models()
         except MaestroError as error:
             self._note(error.message)
         except ValueError as error:
             self._note(f"its list of models can't be read: {error}")
         else:
-            self._note("" if listed else "it lists no models")
-            self.models = [describe(served, self._settings, self._known[self._entry(served.name)]) for served in listed]
+            self._note("" if found else "it lists no models")
+            self.models, self._callers = {}, {}
+            for place, model in enumerate(found):
+                constrained = support_of(model, Feature.FEATURE_JSON_SCHEMA) == Support.SUPPORT_NATIVE
+                plain = not self._settings.polyfill or self._knowledge.without(model.name) & POLYFILLS
+                self.models[model.name] = model if plain else listed[constrained][place]
+                self._callers[model.name] = self._backend if plain else self._polyfilled[constrained]
 
-    def caller(self, model: str) -> ChatCompletionsProvider:
-        """What makes the calls for the server's model `model`."""
-        return self._callers[self._entry(model)]
+    def caller(self, request: ChatRequest, model: str) -> Caller:
+        """What makes the calls of `request` for the server's model `model`."""
+        caller = self._callers.get(model, self._backend)
+        if caller is self._polyfilled[True] and self._settings.api == "ollama" and _wants_calls_and_form(request):
+            # With `format`, Ollama holds the model to it from the first token on: it could never call a tool.
+            return self._writing
+        return caller
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """The vectors of a model of this server."""
+        return await self._backend.embed(request)
 
     async def close(self) -> None:
         """Closes all connections."""
-        await self._listing.close()
-        for caller in self._callers:
-            await caller.close()
-
-    def _caller(self, known: ModelSettings) -> ChatCompletionsProvider:
-        model = describe(Served("model", None), self._settings, known)
-        return ChatCompletionsProvider(
-            name="adapter-local",
-            base_url=self._settings.base_url,
-            dialect=Dialect(provider=PROVIDER).for_model(model),
-            headers=self._headers(),
-            connect_timeout=self._settings.connect_timeout,
-            read_timeout=self._settings.read_timeout,
-        )
-
-    def _headers(self) -> Mapping[str, str]:
-        key = self._settings.api_key.get() if self._settings.api_key else None
-        return {"authorization": f"Bearer {key}"} if key else {}
-
-    def _entry(self, model: str) -> int:
-        return next(place for place, known in enumerate(self._known) if fnmatch.fnmatchcase(model, known.match))
+        await self._backend.close()
 
     def _note(self, problem: str) -> None:
         if problem and problem != self.problem:
@@ -141,9 +152,12 @@ class Server:
         self.problem = problem
 
 
-def _window(entry: Mapping[str, Any]) -> int | None:
-    for field in _WINDOW_FIELDS:
-        value = entry.get(field)
-        if isinstance(value, int) and value > 0:
-            return min(value, 2**31 - 1)
-    return None
+def _wants_calls_and_form(request: ChatRequest) -> bool:
+    wants_calls = request.tools and request.tool_choice.mode != ToolChoiceMode.TOOL_CHOICE_MODE_NONE
+    return bool(wants_calls) and request.response_format.WhichOneof("kind") in {"json", "json_schema"}
+
+
+def _connect(settings: ServerSettings, knowledge: Knowledge, headers: Mapping[str, str]) -> Backend:
+    if settings.api == "ollama":
+        return OllamaServer(settings, knowledge, headers)
+    return CompatibleServer(settings, knowledge, headers)

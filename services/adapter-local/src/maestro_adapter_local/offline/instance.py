@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from jsonschema import FormatChecker
 
+from maestro_adapter_local.offline.flat import Flat, flatten
 from maestro_adapter_local.offline.literals import Literals
 from maestro_adapter_local.offline.pattern import Unknown, texts
 from maestro_adapter_local.offline.scalars import (
@@ -26,7 +27,7 @@ from maestro_adapter_local.offline.scalars import (
     plain_texts,
     steps_within,
 )
-from maestro_adapter_local.offline.schema import BadSchema, Compiled, Flat, Node, TooHard, compile_schema, flatten
+from maestro_adapter_local.offline.schema import BadSchema, Compiled, Node, TooHard, compile_schema
 
 _STEPS = 5_000
 _DEPTHS = (6, 14, 40)

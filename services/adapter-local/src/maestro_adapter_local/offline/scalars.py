@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from maestro_adapter_local.offline.schema import Flat
+from maestro_adapter_local.offline.flat import Flat
 
 PLAIN = "offline model"
 FORMATS: dict[str, tuple[str, ...]] = {
