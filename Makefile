@@ -13,10 +13,10 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test lint format proto proto-check lock conformance bench-smoke bench-adapters clean
+.PHONY: help setup up down test lint format proto proto-check lock conformance conformance-claude-code capabilities bench-smoke bench-adapters clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-23s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Prepare .venv and the node tools (at once when nothing changed)
 
@@ -60,8 +60,25 @@ lock: $(BIN)/uv ## Write requirements.lock anew from all pyproject.toml files (U
 		$(foreach member,$(MEMBERS),--no-emit-package $(shell sed -n 's/^name = "\(.*\)"/\1/p' $(member)/pyproject.toml))
 	@if grep -nE '://|^-|@ ' requirements.lock; then echo "requirements.lock names a place, not only a version (see above)" >&2; exit 1; fi
 
-conformance: setup ## Prove the adapters against the contract
+conformance: setup ## Prove the adapters against the contract (ARGS="claude --report FILE.json" to choose)
 	@$(BIN)/python tests/conformance/adapters.py $(ARGS)
+
+# Its own environment: the wheel that brings Claude Code has 380 MB. The lock's versions hold there too.
+CODE_VENV := $(CURDIR)/.venv-claude-code
+CODE_PYTHON := $(CODE_VENV)/bin/python
+
+conformance-claude-code: setup ## Prove the Claude Code backend, in an environment of its own (380 MB)
+	@test -x $(CODE_PYTHON) || $(BIN)/uv venv --quiet --python $(BIN)/python $(CODE_VENV)
+	@VIRTUAL_ENV=$(CODE_VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	@VIRTUAL_ENV=$(CODE_VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation $(addprefix --editable ,$(MEMBERS))
+	@# Versions of the lock without their hashes, which uv does not take from constraints.
+	@sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements.lock > $(CODE_VENV)/constraints.txt
+	@VIRTUAL_ENV=$(CODE_VENV) $(BIN)/uv pip install --quiet --no-build-isolation --constraint $(CODE_VENV)/constraints.txt --editable 'services/adapter-claude[claude-code]'
+	@$(CODE_PYTHON) -m pytest services/adapter-claude/tests/claude_code -p no:cacheprovider $(ARGS)
+	@$(CODE_PYTHON) tests/conformance/claude_code.py
+
+capabilities: setup ## Write docs/capabilities.md from what the adapters tell of their models
+	@$(BIN)/python tests/conformance/capabilities.py write
 
 bench-smoke: setup ## Measure the CPU time of a call and of a streamed event through the whole mesh
 	@$(BIN)/python bench/smoke.py $(ARGS)
@@ -70,7 +87,7 @@ bench-adapters: setup ## Measure the CPU time of a call and of a streamed chunk 
 	@$(BIN)/python bench/adapters.py $(ARGS)
 
 clean: ## Remove .venv, node tools and caches (not the mesh's data)
-	rm -rf .venv tests/node_modules .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-claude-code tests/node_modules .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv: | $(BIN)/pip

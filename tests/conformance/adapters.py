@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,43 @@ import grpc
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from maestro_sdk.conformance.report import Report, matrix
+from maestro_sdk.conformance.driving import drive
+from maestro_sdk.conformance.manners import (
+    ANTHROPIC_MESSAGES,
+    BEDROCK_CONVERSE,
+    GEMINI_CONTENT,
+    OLLAMA_CHAT,
+    OPENAI_CHAT,
+    Manner,
+)
+from maestro_sdk.conformance.report import Report, matrix, told, totals
 from maestro_sdk.conformance.suite import prove
+from maestro_sdk.testing import anthropic_messages, bedrock_converse, gemini_content, ollama_chat, openai_chat
 from maestro_sdk.testing.faults import FaultServer
-from maestro_sdk.testing.obliging_wires import oblige_anthropic, oblige_openai
+from maestro_sdk.testing.obliging_anthropic import oblige_anthropic_account
+from maestro_sdk.testing.obliging_bedrock import oblige_bedrock
+from maestro_sdk.testing.obliging_gemini_batches import oblige_gemini_account
+from maestro_sdk.testing.obliging_ollama import oblige_ollama
+from maestro_sdk.testing.obliging_openai import oblige_azure, oblige_openai_account
+from maestro_sdk.testing.obliging_vllm import oblige_vllm
 from maestro_sdk.testing.servers import free_port
+from maestro_sdk.testing.wire import Wire
 
 _FOREIGN = ("MAESTRO", "ANTHROPIC_", "OPENAI_", "AZURE_", "GOOGLE_", "GCLOUD_", "AWS_")
 _KEY = "CONFORMANCE_KEY"
+_VLLM_STARTED_WITH = ["TOOLS", "PARALLEL_TOOLS", "TOOL_CHOICE", "STREAMED_TOOL_ARGS", "REASONING", "VISION"]
+FORMAT = "maestro.conformance.adapters/1"
+"""The format of `--report`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The wire that an adapter speaks for one of its models; `paths` where the provider has several for chat."""
+
+    model: str
+    wire: Wire
+    manner: Manner
+    paths: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +71,102 @@ class Adapter:
     oblige: Callable[[FaultServer], None] | None = None
     settings: Callable[[str], dict[str, Any]] = field(default=lambda url: {})
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    upstreams: Sequence[Upstream] = ()
+    """Where the provider's side is driven through all scenarios: once per wire."""
+    label: str = ""
+    """What it is called here, where its name stands in the table already."""
+
+    @property
+    def title(self) -> str:
+        """What it is called here."""
+        return self.label or self.name
 
 
 ADAPTERS = (
     Adapter(
         "claude",
         ("anthropic/claude-sonnet-5", "anthropic/claude-opus-5-5"),
-        oblige_anthropic,
+        oblige_anthropic_account,
         lambda url: {"base_url": url, "api_key": {"env": _KEY}},
+        upstreams=(Upstream("anthropic/claude-opus-5-5", anthropic_messages.WIRE, ANTHROPIC_MESSAGES),),
     ),
     Adapter(
         "openai",
-        ("openai/gpt-4.1", "openai/gpt-5.1"),
-        oblige_openai,
+        ("openai/gpt-4.1", "openai/gpt-5.1", "openai/text-embedding-3-small"),
+        oblige_openai_account,
         lambda url: {"base_url": f"{url}/v1", "api_key": {"env": _KEY}},
+        upstreams=(Upstream("openai/gpt-5.1", openai_chat.WIRE, OPENAI_CHAT),),
     ),
-    Adapter("local", ("local/offline",)),
+    Adapter(
+        "openai",
+        ("azure/gpt-4.1", "azure/text-embedding-3-large"),
+        oblige_azure,
+        lambda url: {
+            "api_key": {"env": "NO_KEY_OF_OPENAI"},
+            "azure": {
+                "endpoint": url,
+                "api_key": {"env": _KEY},
+                "deployments": {"gpt-4.1": "chat", "text-embedding-3-large": "vectors"},
+                "batch_deployments": {"gpt-4.1": "chat-batch"},
+            },
+        },
+        upstreams=(
+            Upstream("azure/gpt-4.1", openai_chat.WIRE, OPENAI_CHAT, ("/openai/deployments/chat/chat/completions",)),
+        ),
+        label="azure",
+    ),
+    Adapter(
+        "bedrock",
+        (
+            "bedrock/amazon.nova-lite-v1:0",
+            "bedrock/anthropic.claude-sonnet-4-5-20250929-v1:0",
+            "bedrock/amazon.titan-embed-text-v2:0",
+            "bedrock/cohere.embed-v4:0",
+        ),
+        oblige_bedrock,
+        lambda url: {
+            "region": "us-east-1",
+            "base_url": url,
+            "access_key_id": {"env": _KEY},
+            "secret_access_key": {"env": _KEY},
+        },
+        {"AWS_EC2_METADATA_DISABLED": "true"},
+        upstreams=(
+            Upstream("bedrock/anthropic.claude-sonnet-4-5-20250929-v1:0", bedrock_converse.WIRE, BEDROCK_CONVERSE),
+        ),
+    ),
+    Adapter(
+        "vertex",
+        ("vertex/gemini-2.5-flash", "vertex/gemini-3.5-flash", "vertex/text-embedding-005"),
+        oblige_gemini_account,
+        lambda url: {
+            "base_url": url,
+            "storage_url": url,
+            "batch_bucket": "gs://conformance/batches",
+            "project": "conformance",
+            "access_token": {"env": _KEY},
+        },
+        upstreams=(Upstream("vertex/gemini-3.5-flash", gemini_content.WIRE, GEMINI_CONTENT),),
+    ),
+    Adapter("local", ("local/offline", "local/hashing")),
+    Adapter(
+        "local",
+        ("local/able:8b", "local/plain:1b", "local/handed:120b-cloud", "local/embedder:latest"),
+        oblige_ollama,
+        lambda url: {"servers": [{"name": "ollama", "base_url": url, "api": "ollama"}]},
+        upstreams=(Upstream("local/able:8b", ollama_chat.WIRE, OLLAMA_CHAT),),
+        label="local-ollama",
+    ),
+    Adapter(
+        "local",
+        ("local/obliging/model-8b",),
+        oblige_vllm,
+        lambda url: {
+            "servers": [{"name": "vllm", "base_url": f"{url}/v1", "api": "vllm", "features": _VLLM_STARTED_WITH}]
+        },
+        upstreams=(Upstream("local/obliging/model-8b", openai_chat.WIRE, OPENAI_CHAT),),
+        label="local-vllm",
+    ),
 )
 """Models that differ in what they take: forced tools or not at Claude, sampling or reasoning at OpenAI."""
 
@@ -107,33 +216,62 @@ async def prove_adapter(adapter: Adapter) -> list[Report]:
         if adapter.oblige is not None:
             adapter.oblige(provider)
         async with process(adapter, adapter.settings(provider.url)) as address:
-            return [await prove(address, model=model, timeout=20) for model in adapter.models]
+            reports = {model: await prove(address, model=model, timeout=20) for model in adapter.models}
+            for upstream in adapter.upstreams:
+                found = await drive(
+                    address, provider, upstream.wire, upstream.manner, model=upstream.model, paths=upstream.paths
+                )
+                reports[upstream.model] = replace(reports[upstream.model], scenarios=found)
+            return list(reports.values())
 
 
 async def prove_all(names: Sequence[str]) -> list[Report]:
-    """The reports on all adapters of those names, one adapter after the other."""
-    return [report for adapter in ADAPTERS if adapter.name in names for report in await prove_adapter(adapter)]
+    """The reports on all adapters of those names, one adapter after the other, each printed when it is there."""
+    reports: list[Report] = []
+    for adapter in ADAPTERS:
+        if adapter.title in names:
+            found = await prove_adapter(adapter)
+            show(found)
+            reports += found
+    return reports
+
+
+def show(reports: Sequence[Report]) -> None:
+    """Prints the table of one adapter, feature by model, and what is wrong."""
+    print(matrix(reports), end="\n\n")
+    print("\n".join(line for report in reports for line in report.tail()), end="\n\n", flush=True)
+
+
+def write(reports: Sequence[Report], folder: Path) -> None:
+    """Writes a JSON report per model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for report in reports:
+        file = folder / f"{report.model.replace('/', '_')}.json"
+        file.write_text(json.dumps(report.as_json(), indent=2) + "\n")
 
 
 def main() -> int:
-    """Prints what is wrong and the table feature by model."""
-    every = [adapter.name for adapter in ADAPTERS]
+    """Prints a table per adapter and what is wrong, and the totals."""
+    every = [adapter.title for adapter in ADAPTERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("adapters", nargs="*", metavar="ADAPTER", help=f"{', '.join(every)} (default: all)")
     parser.add_argument("--reports", type=Path, metavar="FOLDER", help="write a JSON report per model")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write one JSON report of everything")
     given = parser.parse_args()
     if strange := set(given.adapters) - set(every):
         parser.error(f"no adapter {', '.join(sorted(strange))}; there are {', '.join(every)}")
     reports = asyncio.run(prove_all(given.adapters or every))
-    print(matrix(reports))
-    print()
-    for report in reports:
-        print("\n".join(report.tail()))
-        if given.reports:
-            given.reports.mkdir(parents=True, exist_ok=True)
-            file = given.reports / f"{report.model.replace('/', '_')}.json"
-            file.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    return 0 if reports and all(report.passed for report in reports) else 1
+    summed, passed = totals(reports), bool(reports) and all(report.passed for report in reports)
+    print(f"{len(reports)} models")
+    for name, summary in summed.items():
+        print(f"{name:<10} {told(summary)}")
+    if given.reports:
+        write(reports, given.reports)
+    if given.report:
+        document = {"format": FORMAT, "passed": passed, "totals": summed}
+        documents = [report.as_json() for report in reports]
+        given.report.write_text(json.dumps({**document, "reports": documents}, indent=2) + "\n")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

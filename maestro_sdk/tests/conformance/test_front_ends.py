@@ -33,12 +33,12 @@ async def test_the_command_reports(tmp_path: Path) -> None:
     async with serve_flawed(None) as address:
         code, said = await call("-m", "maestro_sdk.cli", "conformance", address, "--report", str(file), folder=tmp_path)
     assert code == 0, said
-    assert "obliging/model conforms: 39 proven, 5 not declared" in said
+    assert "obliging/model conforms: 54 proven, 2 not declared" in said
     report = written(file)
     assert (report["format"], report["passed"], report["model"]) == ("maestro.conformance/1", True, "obliging/model")
-    assert report["summary"] == {"proven": 39, "failed": 0, "blocked": 0, "not_declared": 5, "untested": 0}
+    assert report["summary"] == {"proven": 54, "failed": 0, "blocked": 0, "not_declared": 2, "untested": 0}
     cases = {case["name"]: case for case in report["cases"]}
-    assert set(cases) == {case.name for case in CASES} | {"embeddings", "files", "batch"}
+    assert set(cases) == {case.name for case in CASES}
     assert (cases["seed"]["feature"], cases["seed"]["support"], cases["health"]["kind"]) == ("SEED", "native", "core")
 
 
@@ -71,7 +71,10 @@ async def test_a_wrong_model_and_a_dead_address_are_told() -> None:
     async with serve_flawed(None) as address:
         report = await prove(address, model="obliging/other")
     assert not report.passed
-    assert report.of_case("answers").seen == "there is no model 'obliging/other'; there are: obliging/model"
+    assert (
+        report.of_case("answers").seen
+        == "there is no model 'obliging/other'; there are: obliging/embedder, obliging/model"
+    )
     assert report.of_case("health").verdict is Verdict.PROVEN
 
 
@@ -79,11 +82,11 @@ async def test_models_stand_side_by_side() -> None:
     async with serve_flawed(None) as good, serve_flawed(Flaw.UNSEEDED) as flawed:
         reports = [await prove(good), await prove(flawed)]
     rows = {line.split()[0]: line.split()[1:] for line in matrix(reports).splitlines()[1:]}
-    assert rows["core"] == ["24/24", "proven", "24/24", "proven"]
-    assert (rows["SEED"], rows["TEMPERATURE"]) == (["proven", "FAILED"], ["-", "-"])
+    assert rows["core"] == ["25/25", "proven", "25/25", "proven"]
+    assert (rows["SEED"], rows["TEMPERATURE"]) == (["proven", "FAILED"], ["none", "none"])
 
 
 async def test_nobody_home() -> None:
     report = await prove(f"127.0.0.1:{free_port()}", timeout=1)
-    assert {outcome.verdict for outcome in report.outcomes} == {Verdict.BLOCKED, Verdict.NOT_DECLARED}
+    assert {outcome.verdict for outcome in report.outcomes} == {Verdict.BLOCKED}
     assert "nothing answers" in report.of_case("health").seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_sdk.conformance.target import Target
@@ -13,6 +14,15 @@ Check = Callable[[Target], Awaitable[str]]
 
 ANSWERS = ("answers", "started_first", "finish_last", "indexes")
 """What every case stands on that reads an answer."""
+
+
+class Subject(Enum):
+    """What a case is about: without it there is nothing to run."""
+
+    SERVER = "server"
+    MODEL = "model"
+    CHAT = "chat"
+    """A model that chats. At a model that does not claim CHAT these cases are not declared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +36,7 @@ class Case:
     needs: tuple[str, ...] = ()
     feature: Feature.ValueType = Feature.FEATURE_UNSPECIFIED
     """The feature that it proves; UNSPECIFIED for a core case, which every server has to pass."""
-    chats: bool = True
-    """Whether it needs a model to talk to."""
+    subject: Subject = Subject.CHAT
 
     @property
     def is_core(self) -> bool:
@@ -35,22 +44,30 @@ class Case:
         return self.feature == Feature.FEATURE_UNSPECIFIED
 
 
-def core(title: str, contract: str, *, needs: tuple[str, ...] = (), chats: bool = True) -> Callable[[Check], Case]:
+def core(
+    title: str, contract: str, *, needs: tuple[str, ...] = (), subject: Subject = Subject.CHAT
+) -> Callable[[Check], Case]:
     """Makes a core case out of a function; its name is the function's."""
 
     def make(check: Check) -> Case:
-        return Case(_name(check), title, contract, check, needs, chats=chats)
+        return Case(_name(check), title, contract, check, needs, subject=subject)
 
     return make
 
 
 def feature(
-    kind: Feature.ValueType, title: str, contract: str, *, needs: tuple[str, ...] = ()
+    kind: Feature.ValueType,
+    title: str,
+    contract: str,
+    *,
+    needs: tuple[str, ...] = (),
+    subject: Subject = Subject.CHAT,
 ) -> Callable[[Check], Case]:
-    """Makes the case of a feature out of a function; its name is the function's."""
+    """Makes a case of a feature out of a function; its name is the function's. A feature may have several cases."""
 
     def make(check: Check) -> Case:
-        return Case(_name(check), title, contract, check, (*ANSWERS, *needs), kind)
+        stands_on = (*ANSWERS, *needs) if subject is Subject.CHAT else needs
+        return Case(_name(check), title, contract, check, stands_on, kind, subject)
 
     return make
 

@@ -7,12 +7,13 @@ from typing import Any, cast
 import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Logprobs, Reasoning, ReasoningEffort
+from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
 from maestro.llm.v1.message_pb2 import AudioPart, DocumentPart, ImagePart, Message, Part, Role
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_sdk.conformance import prompts
-from maestro_sdk.conformance.case import ANSWERS, core
+from maestro_sdk.conformance.case import ANSWERS, Subject, core
 from maestro_sdk.conformance.outcome import NotApplicable, expect
-from maestro_sdk.conformance.target import Refusal, Target
+from maestro_sdk.conformance.target import Refusal, Target, expect_refused
 from maestro_sdk.errors import BY_REASON, DOMAIN
 from maestro_sdk.types import text
 
@@ -174,3 +175,32 @@ async def undeclared_parameters(target: Target) -> str:
     if not tried:
         raise NotApplicable("the model claims every parameter")
     return ", ".join(tried)
+
+
+@core(
+    "what a model does not do is refused",
+    "model.proto FEATURE_CHAT, FEATURE_EMBEDDINGS: a call that the model does not claim ends with "
+    "CAPABILITY_UNAVAILABLE (FAILED_PRECONDITION), or UNIMPLEMENTED where the server has no such service",
+    subject=Subject.MODEL,
+)
+async def undeclared_services(target: Target) -> str:
+    """A model that only embeds does not chat, and the other way round."""
+    codes = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED}
+    reasons = {"CAPABILITY_UNAVAILABLE", "UNIMPLEMENTED"}
+    refused: list[str] = []
+    if not target.claims(Feature.FEATURE_CHAT):
+        for found in await _refused(target, prompts.say(prompts.WORD), "a model without CHAT"):
+            expect_refused(found, "Chat with a model without CHAT", codes, reasons=reasons)
+        refused.append("Chat")
+    if not target.claims(Feature.FEATURE_EMBEDDINGS):
+        request = EmbedRequest(model=target.asked.id, inputs=[EmbedInput(text=prompts.WORD)])
+        answer = await target.attempt(
+            target.embeddings.Embed(request, timeout=target.timeout, metadata=target.metadata)
+        )
+        # gRPC itself answers for a service that is not there: without ErrorInfo.
+        unserved = isinstance(answer, Refusal) and answer.code == grpc.StatusCode.UNIMPLEMENTED
+        expect_refused(answer, "Embed with a model without EMBEDDINGS", codes, reasons=() if unserved else reasons)
+        refused.append("Embed")
+    if not refused:
+        raise NotApplicable("the model chats and embeds")
+    return ", ".join(refused)

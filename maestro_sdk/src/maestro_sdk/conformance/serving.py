@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from maestro.llm.v1.model_pb2 import Feature, GetInfoRequest, ListModelsRequest, Model, Support
 from maestro.llm.v1.usage_pb2 import Price
-from maestro_sdk.conformance.case import core
+from maestro_sdk.conformance.case import Subject, core
 from maestro_sdk.conformance.outcome import Broken, expect
 from maestro_sdk.conformance.target import Target, refusal_of
 
@@ -34,7 +34,11 @@ _SIDE_PRICES = (
 )
 
 
-@core("health says SERVING", "grpc.health.v1.Health/Check answers SERVING for the server and ChatService", chats=False)
+@core(
+    "health says SERVING",
+    "grpc.health.v1.Health/Check answers SERVING for the server and ChatService",
+    subject=Subject.SERVER,
+)
 async def health(target: Target) -> str:
     """Health is what routers and load balancers act on."""
     stub: Any = health_pb2_grpc.HealthStub(target.channel)  # its types know the blocking channel only
@@ -49,14 +53,14 @@ async def health(target: Target) -> str:
     return "SERVING"
 
 
-@core("reflection lists the services", "server reflection names ChatService and ModelService", chats=False)
+@core("reflection lists the services", "server reflection names ChatService and ModelService", subject=Subject.SERVER)
 async def reflection(target: Target) -> str:
     """Reflection lets tools such as grpcurl speak to a server without its protos."""
     listed: set[str] = set()
     trouble = ""
     for version in ("v1", "v1alpha"):
         try:
-            listed = await _listed(target, version)
+            listed = await listed_services(target, version)
             break
         except grpc.aio.AioRpcError as error:
             trouble = str(refusal_of(error))
@@ -67,7 +71,7 @@ async def reflection(target: Target) -> str:
     return ", ".join(sorted(listed))
 
 
-async def _listed(target: Target, version: str) -> set[str]:
+async def listed_services(target: Target, version: str) -> set[str]:
     # Both versions have the same messages under different names.
     call = target.channel.stream_stream(
         _REFLECTION.format(version),
@@ -89,7 +93,7 @@ async def _listed(target: Target, version: str) -> set[str]:
 @core(
     "GetInfo tells name, version and SPI version",
     f"model.proto GetInfoResponse: name, version and providers are required, spi_versions holds {SPI_VERSION}, ready",
-    chats=False,
+    subject=Subject.SERVER,
 )
 async def info(target: Target) -> str:
     """A mismatch of versions must be seen before the first request."""
@@ -109,7 +113,7 @@ async def info(target: Target) -> str:
     "ListModels is sane",
     'model.proto Model: id is "provider/name", each feature stands once with a support, prices are decimal text with '
     "a date; ListModelsResponse: ordered by id, pages lose nothing",
-    chats=False,
+    subject=Subject.SERVER,
 )
 async def models(target: Target) -> str:
     """The router filters and prices by this list."""

@@ -9,8 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 import grpc
 
 from maestro.llm.v1.model_pb2 import Feature, Support
-from maestro_sdk.conformance import answering, calling, features, refusing, serving, tools
-from maestro_sdk.conformance.case import Case
+from maestro_sdk.conformance import (
+    answering,
+    batching,
+    calling,
+    embedding,
+    features,
+    filing,
+    refusing,
+    serving,
+    tools,
+)
+from maestro_sdk.conformance.case import Case, Subject
 from maestro_sdk.conformance.outcome import Broken, NotApplicable, Outcome, Verdict
 from maestro_sdk.conformance.report import Report
 from maestro_sdk.conformance.target import TIMEOUT, Target, open_target, refusal_of
@@ -37,6 +47,7 @@ CASES: tuple[Case, ...] = (
     refusing.unsupported_part,
     refusing.error_details,
     refusing.undeclared_parameters,
+    refusing.undeclared_services,
     calling.deadline,
     calling.cancellation,
     calling.concurrency,
@@ -57,6 +68,20 @@ CASES: tuple[Case, ...] = (
     features.temperature,
     features.prompt_caching,
     features.token_counting,
+    embedding.embeddings,
+    embedding.many_inputs,
+    embedding.dimensions,
+    embedding.embedding_usage,
+    embedding.embedding_refusals,
+    filing.files,
+    filing.file_ranges,
+    filing.file_checks,
+    filing.file_repetition,
+    filing.file_refusals,
+    batching.batch,
+    batching.batch_cancel,
+    batching.batch_repetition,
+    batching.batch_refusals,
 )
 """All cases; a case stands after those that it needs."""
 
@@ -100,10 +125,12 @@ async def _judge(case: Case, target: Target, before: Mapping[str, Outcome]) -> O
     begun = time.monotonic()
     verdict, seen, where = Verdict.PROVEN, "", ""
     broken = [name for name in case.needs if name in before and not before[name].good]
-    if not target.reachable or (case.chats and target.model is None):
+    if not target.reachable or (case.subject is not Subject.SERVER and target.model is None):
         verdict, seen = Verdict.BLOCKED, target.trouble
     elif not case.is_core and not target.claims(case.feature):
         verdict = Verdict.NOT_DECLARED
+    elif case.subject is Subject.CHAT and not target.claims(Feature.FEATURE_CHAT):
+        verdict, seen = Verdict.NOT_DECLARED, "the model does not claim to chat"
     elif broken:
         verdict, seen = Verdict.BLOCKED, f"waits for {', '.join(broken)}"
     else:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from maestro.llm.v1.batch_pb2_grpc import BatchServiceStub
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, CountTokensRequest, CountTokensResponse
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
+from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from maestro.llm.v1.file_pb2_grpc import FileServiceStub
 from maestro.llm.v1.message_pb2 import Part
 from maestro.llm.v1.model_pb2 import Feature, GetInfoRequest, GetInfoResponse, ListModelsRequest, Model, Support
 from maestro.llm.v1.model_pb2_grpc import ModelServiceStub
 from maestro_sdk.adapter.fold import fold
-from maestro_sdk.conformance.outcome import Broken
+from maestro_sdk.conformance.outcome import Broken, expect
 from maestro_sdk.errors import STATUS_DETAILS_KEY, MaestroError, Violation
 from maestro_sdk.service.channel import open_channel
 
 if TYPE_CHECKING:
+    from maestro.llm.v1.batch_pb2_grpc import BatchServiceAsyncStub
     from maestro.llm.v1.chat_pb2_grpc import ChatServiceAsyncStub
+    from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceAsyncStub
+    from maestro.llm.v1.file_pb2_grpc import FileServiceAsyncStub
     from maestro.llm.v1.model_pb2_grpc import ModelServiceAsyncStub
+
+Answer = TypeVar("Answer")
 
 TIMEOUT = 60.0
 """Seconds that one answer may take, unless told otherwise."""
+_PAUSES = (0.01, 0.1, 0.5)
+"""Seconds between two messages that are sent, at each attempt."""
 _PATIENCE = 10.0
 """Seconds for connecting, and for what a server tells without a model."""
 
@@ -39,6 +49,8 @@ class Refusal:
     message: str
     info: error_details_pb2.ErrorInfo | None
     violations: Sequence[Violation]
+    retry_after: float | None = None
+    """Seconds of `RetryInfo`; None without one."""
 
     def __str__(self) -> str:
         reason = f" {self.info.reason}" if self.info else " without ErrorInfo"
@@ -88,6 +100,9 @@ class Target:
         self.metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {key}"),) if key else ()
         self.chat: ChatServiceAsyncStub = ChatServiceStub(channel)
         self.models: ModelServiceAsyncStub = ModelServiceStub(channel)
+        self.embeddings: EmbeddingServiceAsyncStub = EmbeddingServiceStub(channel)
+        self.files: FileServiceAsyncStub = FileServiceStub(channel)
+        self.batches: BatchServiceAsyncStub = BatchServiceStub(channel)
         self.model: Model | None = None
         """The model that is asked; None when the server tells none."""
         self.info: GetInfoResponse | None = None
@@ -101,7 +116,7 @@ class Target:
     def asked(self) -> Model:
         """The model that is asked. Raises `Broken` without one."""
         if self.model is None:
-            raise Broken(self.trouble or "the server has no model that chats", "ListModels")
+            raise Broken(self.trouble or "the server has no model", "ListModels")
         return self.model
 
     def support(self, kind: Feature.ValueType) -> Support.ValueType:
@@ -161,6 +176,49 @@ class Target:
         except grpc.aio.AioRpcError as error:
             return refusal_of(error)
 
+    async def attempt(self, call: Awaitable[Answer]) -> Answer | Refusal:
+        """The answer of a unary call that was made with this target's `timeout` and `metadata`."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            return refusal_of(error)
+
+    async def send(self, method: Any, requests: Sequence[Any]) -> Any:
+        """The answer of a call that sends several messages, or its `Refusal`."""
+        found: Any = None
+        for pause in _PAUSES:
+            found, interrupted = await self._write(method, requests, pause)
+            if not interrupted:
+                break
+        return found
+
+    async def _write(self, method: Any, requests: Sequence[Any], pause: float) -> tuple[Any, bool]:
+        """The answer or `Refusal`, and whether the call ended inside a write, where gRPC forgets the server's status.
+
+        Written by hand and with pauses, so that a refusal of an early message is seen before the next one goes out.
+        """
+        call = method(timeout=self.timeout, metadata=self.metadata)
+        try:
+            with suppress(asyncio.InvalidStateError):
+                for number, request in enumerate(requests):
+                    if number:
+                        await asyncio.sleep(pause)
+                    await call.write(request)
+                await call.done_writing()
+        except grpc.aio.AioRpcError as error:
+            return refusal_of(error), error.code() == grpc.StatusCode.INTERNAL
+        return await self.attempt(call), False
+
+    async def receive(self, method: Any, request: Any) -> tuple[list[Any], Refusal | None]:
+        """All messages of a call that answers with several, and the refusal that ended it, None for OK."""
+        messages: list[Any] = []
+        try:
+            async for message in method(request, timeout=self.timeout, metadata=self.metadata):
+                messages.append(message)  # noqa: PERF401 - a comprehension would lose what came before a failure
+        except grpc.aio.AioRpcError as error:
+            return messages, refusal_of(error)
+        return messages, None
+
     async def end(self) -> None:
         """Ends exchanges that nobody waits for any more."""
         for task in self._exchanges.values():
@@ -179,7 +237,9 @@ class Target:
 async def open_target(
     address: str, *, model: str = "", timeout: float = TIMEOUT, key: str = ""
 ) -> AsyncGenerator[Target]:
-    """Connects to "host:port" and chooses the model: the named one, else the first that chats with most features.
+    """Connects to "host:port" and chooses the model: the named one, else the one that chats with most features.
+
+    Where none chats it is the one with most features.
 
     A server that can't be reached or has no such model gives a target without one: every case then says so. `timeout`
     in seconds per answer, `key` for a server that wants one (the gateway).
@@ -212,20 +272,21 @@ async def _look_around(target: Target, model: str) -> None:
     target.model = _choose(listed.models, model)
     if target.model is None:
         known = ", ".join(found.id for found in listed.models) or "none"
-        target.trouble = f"there is no model {model!r}; there are: {known}" if model else f"no model chats: {known}"
+        target.trouble = f"there is no model {model!r}; there are: {known}" if model else "the server has no model"
 
 
 def _choose(models: Sequence[Model], wanted: str) -> Model | None:
     if wanted:
         return next((model for model in models if wanted in {model.id, model.name}), None)
     chatting = [model for model in models if any(entry.feature == Feature.FEATURE_CHAT for entry in model.features)]
-    return max(chatting, key=lambda model: len(model.features), default=None)
+    return max(chatting or models, key=lambda model: len(model.features), default=None)
 
 
 def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
     """The status behind a failed call, read without any guess."""
     info: error_details_pb2.ErrorInfo | None = None
     violations: list[Violation] = []
+    retry_after: float | None = None
     for name, value in error.trailing_metadata() or ():
         if name != STATUS_DETAILS_KEY or not isinstance(value, bytes):
             continue
@@ -234,4 +295,26 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
                 info = found
             elif detail.Unpack(bad := error_details_pb2.BadRequest()):
                 violations += [Violation(entry.field, entry.description) for entry in bad.field_violations]
-    return Refusal(error.code(), error.details() or "", info, violations)
+            elif detail.Unpack(retry := error_details_pb2.RetryInfo()):
+                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    return Refusal(error.code(), error.details() or "", info, violations, retry_after)
+
+
+def expect_refused(
+    found: object,
+    where: str,
+    codes: Collection[grpc.StatusCode],
+    *,
+    reasons: Collection[str] = (),
+    path: str = "",
+) -> Refusal:
+    """Raises `Broken` unless the call was refused so: a status, a reason of `ErrorInfo` and the path of a field."""
+    if not isinstance(found, Refusal):
+        raise Broken("it succeeded", where)
+    expect(found.code in codes, str(found), where)
+    if reasons:
+        expect(found.info is not None and found.info.reason in reasons, str(found), where)
+    if path:
+        fields = [violation.field for violation in found.violations]
+        expect(path in fields, f"field_violations name {', '.join(fields) or 'nothing'}, not {path}", where)
+    return found

@@ -143,6 +143,14 @@ class FaultServer:
             raise TypeError("a reply function stands alone")
         self._scripts.setdefault((method, path), []).append(replies[0] if replies else lambda _: fixed)
 
+    def replace(self, method: str, path: str, *steps: Step | Reply) -> None:
+        """Scripts the one answer for `path`; its earlier scripts are forgotten, and it stands before all others."""
+        others = {key: replies for key, replies in self._scripts.items() if key != (method, path)}
+        self._scripts.clear()
+        self._used.pop((method, path), None)
+        self.on(method, path, *steps)
+        self._scripts.update(others)
+
     def reset(self) -> None:
         """Forgets scripts and requests; answers under way go on."""
         self._scripts.clear()
@@ -314,7 +322,7 @@ class _Connection(asyncio.Protocol):
             self._close(reset=False)
 
     async def _write(self, data: bytes) -> None:
-        if data and self._transport is not None:
+        if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
             await self._writable.wait()
 
@@ -355,11 +363,8 @@ class _Answer:
                 return self.begin(_JSON) + self._chunk(data)
             case Send(data):
                 return self.begin(_BYTES) + self._chunk(data)
-            case Sse(event, value):
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-                lines = [f"event: {event}\n"] if event else []
-                lines += [f"data: {line}\n" for line in text.split("\n")]
-                return self.begin(_EVENT_STREAM) + self._chunk("".join([*lines, "\n"]).encode())
+            case Sse():
+                return self.begin(_EVENT_STREAM) + self._chunk(encode_sse(step))
 
     def begin(self, content_type: str) -> bytes:
         """The head, when it was not sent yet."""
@@ -389,6 +394,15 @@ class _Answer:
 
     def _chunk(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+
+
+def encode_sse(step: Sse) -> bytes:
+    """The bytes of a server-sent event."""
+    value = step.data
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    lines = [f"event: {step.event}\n"] if step.event else []
+    lines += [f"data: {line}\n" for line in text.split("\n")]
+    return "".join([*lines, "\n"]).encode()
 
 
 def parse_request(buffer: bytes) -> tuple[Seen, int] | None:

@@ -3,7 +3,7 @@
     async with serve_flawed(Flaw.NO_FINISH) as address:
         ...                                   # prove(address) fails at Flaw.NO_FINISH.case, and nowhere else
 
-It is served without the kit's servicers, which would turn most of its faults into clean errors.
+Chat is served without the kit's servicer, which would turn most of its faults into clean errors.
 """
 
 from __future__ import annotations
@@ -40,13 +40,24 @@ from maestro.llm.v1.model_pb2 import (
 from maestro.llm.v1.model_pb2_grpc import ModelServiceServicer
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.adapter.servicer import price
-from maestro_sdk.errors import STATUS_DETAILS_KEY, InvalidRequest, MaestroError, NotFound, Overloaded, to_status
+from maestro_sdk.errors import (
+    STATUS_DETAILS_KEY,
+    CapabilityUnavailable,
+    InvalidRequest,
+    MaestroError,
+    NotFound,
+    Overloaded,
+    to_status,
+)
 from maestro_sdk.service.validation import validate
+from maestro_sdk.testing.flawed_extras_servicer import FlawedBatches, FlawedEmbeddings, FlawedFiles
 from maestro_sdk.testing.flaws import Flaw, FlawedModel, spoil
 from maestro_sdk.testing.obliging import (
+    EMBEDDER,
     MODEL,
     ObligingProvider,
     count_tokens,
+    obliging_embedder,
     obliging_model,
 )
 from maestro_sdk.testing.servers import serve
@@ -65,7 +76,9 @@ async def serve_flawed(flaw: Flaw | None) -> AsyncGenerator[str]:
         await statuses.set(name, values.NOT_SERVING if flaw is Flaw.NOT_SERVING else values.SERVING)
     named = _SERVICES[1:] if flaw is Flaw.NOT_REFLECTED else _SERVICES
     reflected: Any = _reflection.aio.ReflectionServicer(named)
-    async with serve(FlawedChat(flaw), FlawedModels(flaw), statuses, reflected, interceptors=()) as address:
+    provider = ObligingProvider()
+    extras = (FlawedEmbeddings(flaw, provider), FlawedFiles(flaw, provider), FlawedBatches(flaw, provider))
+    async with serve(FlawedChat(flaw), FlawedModels(flaw), *extras, statuses, reflected, interceptors=()) as address:
         yield address
 
 
@@ -76,7 +89,10 @@ class FlawedModels(ModelServiceServicer):
         self._flaw = flaw
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:
-        return ListModelsResponse(models=[_model(self._flaw)])
+        models = sorted((_model(self._flaw), obliging_embedder()), key=lambda model: model.id)
+        page = [model for model in models if model.id > request.page_token][: request.page_size or None]
+        more = page[-1].id if page and page[-1].id != models[-1].id else ""
+        return ListModelsResponse(models=page, next_page_token=more)
 
     async def GetInfo(self, request: GetInfoRequest, context: Any) -> GetInfoResponse:
         spi = "maestro.llm.v0" if self._flaw is Flaw.OTHER_CONTRACT else "maestro.llm.v1"
@@ -183,7 +199,9 @@ class FlawedChat(ChatServiceServicer):
             validate(copy)
         elif not copy.messages:
             copy.messages.add(role=Role.ROLE_USER).parts.add().text.text = "nothing"
-        if copy.model != MODEL and flaw is not Flaw.ANY_MODEL:
+        if copy.model == EMBEDDER and flaw is not Flaw.CHATS_ANYWAY:
+            raise CapabilityUnavailable(f"{EMBEDDER} has no CHAT")
+        if copy.model not in {MODEL, EMBEDDER} and flaw is not Flaw.ANY_MODEL:
             raise NotFound(f"there is no model {copy.model!r}")
         copy.model = MODEL
         if flaw is Flaw.DROPS_PARTS:

@@ -9,14 +9,15 @@ from typing import Any
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, FinishReason, TextDelta
 from maestro.llm.v1.message_pb2 import Role
-from maestro_sdk.testing.obliging import Obliged, ObligingModel, question_of
+from maestro_sdk.testing.obliging import EMBEDDER, Obliged, ObligingModel, question_of
 
 
 class Flaw(Enum):
-    """A way to break the contract; the value is its number and the case of the suite that must fail."""
+    """A way to break the contract: its number, the case of the suite that must fail, the model that shows it."""
 
-    def __init__(self, number: int, case: str) -> None:
+    def __init__(self, number: int, case: str, model: str = "") -> None:
         self.case = case
+        self.model = model
 
     NOT_SERVING = 1, "health"
     NOT_REFLECTED = 2, "reflection"
@@ -75,6 +76,36 @@ class Flaw(Enum):
     WRONG_COUNT = 55, "token_counting"
     UNMARKED_CALLS = 56, "tools"
     UNMARKED_JSON = 57, "json_schema"
+    CHATS_ANYWAY = 58, "undeclared_services", EMBEDDER
+    LOST_VECTOR = 59, "embeddings"
+    MIXED_LENGTHS = 60, "embeddings"
+    SWAPPED_VECTORS = 61, "embeddings"
+    DRIFTING_VECTORS = 62, "embeddings"
+    SHUFFLED_PIECES = 63, "many_inputs"
+    LENGTH_IGNORED = 64, "dimensions"
+    LENGTH_LENIENT = 65, "dimensions"
+    FREE_VECTORS = 66, "embedding_usage"
+    EMPTY_EMBEDDED = 67, "embedding_refusals"
+    LOST_BYTES = 68, "files"
+    FILE_STAYS = 69, "files"
+    RANGES_IGNORED = 70, "file_ranges"
+    CHECKSUM_IGNORED = 71, "file_checks"
+    SIZE_IGNORED = 72, "file_checks"
+    KEPT_THOUGH_DAMAGED = 73, "file_checks"
+    HEADERLESS = 74, "file_checks"
+    UPLOADED_TWICE = 75, "file_repetition"
+    DELETED_ONCE = 76, "file_repetition"
+    UNKNOWN_DELETED = 77, "file_refusals"
+    COUNTS_OFF = 78, "batch"
+    NO_RESULTS_YET = 79, "batch"
+    ITEM_TWICE = 80, "batch"
+    ITEM_RENAMED = 81, "batch"
+    FULL_PRICE = 82, "batch"
+    BATCH_UNLISTED = 83, "batch"
+    BATCH_GOES_ON = 84, "batch_cancel"
+    STARTED_TWICE = 85, "batch_repetition"
+    NAMED_TWICE = 86, "batch_refusals"
+    BATCH_INVENTED = 87, "batch_refusals"
 
 
 def spoil(flaw: Flaw | None, events: list[ChatEvent]) -> list[ChatEvent]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from maestro.llm.v1 import chat_pb2
+from maestro.llm.v1.batch_pb2 import BatchItem, BatchItemResult
 from maestro.llm.v1.chat_pb2 import (
     ChatEvent,
     ChatRequest,
@@ -30,10 +31,16 @@ from maestro.llm.v1.chat_pb2 import (
 from maestro.llm.v1.message_pb2 import Role, TokenLogprob
 from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
 from maestro.llm.v1.usage_pb2 import Price, Usage
+from maestro_sdk.adapter.fold import fold
 from maestro_sdk.errors import UnsupportedParameter, Violation
+from maestro_sdk.testing.obliging_batches import ObligingBatcher
+from maestro_sdk.testing.obliging_embeddings import ObligingEmbedder
+from maestro_sdk.testing.obliging_files import ObligingFiles
 from maestro_sdk.testing.wire import Answer, Tokens, ToolCall, fragments
 
 MODEL = "obliging/model"
+EMBEDDER = "obliging/embedder"
+"""A second model, which only embeds."""
 FEATURES = (
     Feature.FEATURE_CHAT,
     Feature.FEATURE_STREAMING,
@@ -51,6 +58,9 @@ FEATURES = (
     Feature.FEATURE_SEED,
     Feature.FEATURE_PROMPT_CACHING,
     Feature.FEATURE_TOKEN_COUNTING,
+    Feature.FEATURE_EMBEDDINGS,
+    Feature.FEATURE_FILES,
+    Feature.FEATURE_BATCH,
 )
 """What the provider claims: all that the model can do; no TEMPERATURE, no AUDIO."""
 
@@ -201,19 +211,37 @@ def _cut(text: str, stops: Sequence[str]) -> tuple[str, str]:
 
 
 def obliging_model() -> Model:
-    """The model that `ObligingProvider` offers."""
-    provider, _, name = MODEL.partition("/")
-    native = [FeatureSupport(feature=kind, support=Support.SUPPORT_NATIVE) for kind in FEATURES]
-    price = Price(effective_date="2026-01-01", input="3", output="15", cache_read="0.3", cache_write_5m="3.75")
-    return Model(
-        id=MODEL, provider=provider, name=name, features=native, price=price, context_window=100_000, retires=""
+    """The model that `ObligingProvider` offers for everything."""
+    price = Price(
+        effective_date="2026-01-01",
+        input="3",
+        output="15",
+        cache_read="0.3",
+        cache_write_5m="3.75",
+        batch_factor="0.5",
+    )
+    return _model(MODEL, FEATURES, price=price, context_window=100_000)
+
+
+def obliging_embedder() -> Model:
+    """The model that only embeds."""
+    return _model(
+        EMBEDDER, (Feature.FEATURE_EMBEDDINGS,), price=Price(effective_date="2026-01-01", input="1", output="0")
     )
 
 
-class ObligingProvider:
-    """A `Provider` and `TokenCounter`; every event is yielded on its own, `pace` seconds apart."""
+def _model(model_id: str, features: Sequence[Feature.ValueType], **fields: Any) -> Model:
+    provider, _, name = model_id.partition("/")
+    native = [FeatureSupport(feature=kind, support=Support.SUPPORT_NATIVE) for kind in features]
+    return Model(id=model_id, provider=provider, name=name, features=native, **fields)
+
+
+class ObligingProvider(ObligingEmbedder, ObligingFiles, ObligingBatcher):
+    """A `Provider` with every extra of the kit; every event is yielded on its own, `pace` seconds apart."""
 
     def __init__(self, pace: float = 0.0005) -> None:
+        ObligingFiles.__init__(self)
+        ObligingBatcher.__init__(self, self._answer_item)
         self.name = "adapter-obliging"
         self.providers: Sequence[str] = ("obliging",)
         self.brain = ObligingModel()
@@ -230,13 +258,22 @@ class ObligingProvider:
         return count_tokens(request)
 
     async def models(self) -> Sequence[Model]:
-        return [obliging_model()]
+        return [obliging_model(), obliging_embedder()]
 
     async def check(self) -> str:
         return ""
 
     async def close(self) -> None:
         pass
+
+    async def _answer_item(self, item: BatchItem) -> BatchItemResult:
+        provider, _, model = (item.chat.model or item.embed.model).partition("/")
+        if item.HasField("embed"):
+            vectors = await self.embed(item.embed)
+            vectors.provider, vectors.model = provider, model
+            return BatchItemResult(item_id=item.item_id, embed=vectors)
+        events = [event async for some in self.stream(item.chat) for event in some]
+        return BatchItemResult(item_id=item.item_id, chat=fold(events))
 
 
 def _refuse(request: ChatRequest) -> list[ChatEvent]:

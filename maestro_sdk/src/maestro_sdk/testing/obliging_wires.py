@@ -56,18 +56,28 @@ _STOPS: Mapping[str, Mapping[FinishReason.ValueType, str]] = {
 
 def oblige_anthropic(server: FaultServer) -> None:
     """Lets `server` answer `POST /v1/messages`."""
-    server.on("POST", anthropic_messages.PATH, _reply(anthropic_messages.WIRE, read_anthropic))
+    server.on("POST", anthropic_messages.PATH, anthropic_reply())
+
+
+def anthropic_reply() -> Reply:
+    """The reply to a request of Anthropic's messages."""
+    return _reply(anthropic_messages.WIRE, read_anthropic)
 
 
 def oblige_openai(server: FaultServer) -> None:
     """Lets `server` answer `POST /v1/chat/completions`."""
+    server.on("POST", openai_chat.PATH, openai_reply())
+
+
+def openai_reply() -> Reply:
+    """The reply to a request of OpenAI's chat completions."""
     reply = _reply(openai_chat.WIRE, read_openai)
 
     def answered(seen: Seen) -> Sequence[Step]:
         steps = reply(seen)
         return [_with_logprobs(step) for step in steps] if seen.json().get("logprobs") else steps
 
-    server.on("POST", openai_chat.PATH, answered)
+    return answered
 
 
 def _reply(wire: Wire, read: Callable[[Any], ChatRequest]) -> Reply:

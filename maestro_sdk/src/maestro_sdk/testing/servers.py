@@ -61,10 +61,18 @@ class Aimock:
     `fixtures` are aimock's: `{"match": {"userMessage": "hello"}, "response": {"content": "Hi!"}}`, first match wins.
     """
 
-    def __init__(self, fixtures: Sequence[Mapping[str, Any]], *, latency: float = 0.0, chunk: int = 20) -> None:
-        """`latency` in seconds between events, `chunk` in characters per event."""
+    def __init__(
+        self,
+        fixtures: Sequence[Mapping[str, Any]],
+        *,
+        latency: float = 0.0,
+        chunk: int = 20,
+        script: Path | None = None,
+    ) -> None:
+        """`latency` in seconds between events, `chunk` in characters per event, `script` of a copy of the emulator."""
         self.url = ""
         """Base address for Anthropic; OpenAI's is `openai_url`."""
+        self._script = script
         self._fixtures = [dict(fixture) for fixture in fixtures]
         self._options = ("--latency", str(round(latency * 1000)), "--chunk-size", str(chunk))
         self._process: asyncio.subprocess.Process | None = None
@@ -86,7 +94,15 @@ class Aimock:
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
             json.dump({"fixtures": self._fixtures}, file)
             file.flush()
-            command = (find_node(), str(_find_aimock()), "--port", "0", "--strict", "--fixtures", file.name)
+            command = (
+                find_node(),
+                str(self._script or find_aimock()),
+                "--port",
+                "0",
+                "--strict",
+                "--fixtures",
+                file.name,
+            )
             self._process = await asyncio.create_subprocess_exec(
                 *command,
                 *self._options,
@@ -152,7 +168,8 @@ def find_node() -> str:
     raise FileNotFoundError("there is no node: `make setup` brings one")
 
 
-def _find_aimock() -> Path:
+def find_aimock() -> Path:
+    """The emulator's script, in the tests' node packages. Raises `FileNotFoundError`."""
     for start in (Path(__file__).resolve(), Path.cwd() / "x"):
         for folder in start.parents:
             script = folder / "tests" / _AIMOCK

@@ -18,7 +18,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maestro_sdk.testing.faults import Cut, Headers, Reply, Seen, Send, SendJson, Stall, Step, Wait, WaitFor
+from maestro_sdk.testing.faults import (
+    Cut,
+    Headers,
+    Reply,
+    Seen,
+    Send,
+    SendJson,
+    Sse,
+    Stall,
+    Step,
+    Wait,
+    WaitFor,
+    encode_sse,
+)
 
 SETTLE = 0.05
 """Seconds between the last piece and a fault after it."""
@@ -245,6 +258,32 @@ class Wire(ABC):
             return (*self._begin(pieces, seen), last)
 
         return reply
+
+
+def chopped(reply: Reply, size: int) -> Reply:
+    """The same answer, a stream in pieces of `size` bytes that come one by one; 0 sends all of it in one piece."""
+
+    def chop(seen: Seen) -> Sequence[Step]:
+        steps = reply(seen)
+        head = next((step for step in steps if isinstance(step, Headers)), None)
+        if any(isinstance(step, SendJson) for step in steps):
+            return steps
+        data = b"".join(_bytes(step) for step in steps)
+        pieces = [data[start : start + size] for start in range(0, len(data), size)] if size else [data]
+        first = head or Headers(200, {"content-type": "text/event-stream"})
+        return [first, *(step for piece in pieces for step in (Send(piece), Wait(0)))]
+
+    return chop
+
+
+def _bytes(step: Step) -> bytes:
+    match step:
+        case Send(data):
+            return data
+        case Sse():
+            return encode_sse(step)
+        case _:
+            return b""
 
 
 def fragments(text: str, size: int) -> list[str]:

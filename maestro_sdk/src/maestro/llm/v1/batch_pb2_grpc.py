@@ -98,7 +98,7 @@ class BatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamBatchResults(self, request, context):
-        """Sends the results of a batch that is over, in any order, each item once. FAILED_PRECONDITION while it is under way.
+        """Sends the results of a batch that is over, in any order, each item once. CONFLICT while it is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

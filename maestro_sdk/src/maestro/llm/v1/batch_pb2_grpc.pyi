@@ -46,7 +46,7 @@ class BatchServiceStub:
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.Batch]
     """Asks the provider to stop a batch. What has ended stays ended and is paid; a batch that is over is returned unchanged."""
     StreamBatchResults: _grpc.UnaryStreamMultiCallable[_batch_pb2.StreamBatchResultsRequest, _batch_pb2.StreamBatchResultsResponse]
-    """Sends the results of a batch that is over, in any order, each item once. FAILED_PRECONDITION while it is under way."""
+    """Sends the results of a batch that is over, in any order, each item once. CONFLICT while it is under way."""
 
 @_typing.type_check_only
 class BatchServiceAsyncStub(BatchServiceStub):
@@ -66,7 +66,7 @@ class BatchServiceAsyncStub(BatchServiceStub):
     CancelBatch: _aio.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.Batch]  # type: ignore[assignment]
     """Asks the provider to stop a batch. What has ended stays ended and is paid; a batch that is over is returned unchanged."""
     StreamBatchResults: _aio.UnaryStreamMultiCallable[_batch_pb2.StreamBatchResultsRequest, _batch_pb2.StreamBatchResultsResponse]  # type: ignore[assignment]
-    """Sends the results of a batch that is over, in any order, each item once. FAILED_PRECONDITION while it is under way."""
+    """Sends the results of a batch that is over, in any order, each item once. CONFLICT while it is under way."""
 
 class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Hands many requests to a provider's own batch API: cheaper, and answered within hours. Served by adapters whose provider has one.
@@ -113,6 +113,6 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _batch_pb2.StreamBatchResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_batch_pb2.StreamBatchResultsResponse], _abc.AsyncIterator[_batch_pb2.StreamBatchResultsResponse], _abc.Awaitable[None]]:
-        """Sends the results of a batch that is over, in any order, each item once. FAILED_PRECONDITION while it is under way."""
+        """Sends the results of a batch that is over, in any order, each item once. CONFLICT while it is under way."""
 
 def add_BatchServiceServicer_to_server(servicer: BatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
