@@ -303,6 +303,21 @@ def from_rpc_error(error: grpc.RpcError) -> MaestroError:
     return Internal(str(error))
 
 
+def to_detail(error: MaestroError) -> error_pb2.ErrorDetail:
+    """The form inside messages, such as the result of one item of a batch."""
+    detail = error_pb2.ErrorDetail(
+        reason=error.reason_value,
+        message=error.message,
+        retryable=error.retryable,
+        failover=error.failover,
+        http_status=error.http_status,
+        metadata=error.metadata,
+    )
+    if error.retry_after is not None:
+        detail.retry_after.FromNanoseconds(round(error.retry_after * 1e9))
+    return detail
+
+
 def to_json(error: MaestroError) -> dict[str, Any]:
     """The REST form, under the HTTP status `error.http_status`."""
     body: dict[str, Any] = {

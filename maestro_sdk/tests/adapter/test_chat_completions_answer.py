@@ -9,6 +9,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, FinishReason, Warning  # noqa: A004 - the contract's name
 from maestro.llm.v1.usage_pb2 import Usage
@@ -321,3 +322,61 @@ def test_every_cut_before_the_reason_is_an_error() -> None:
         stream.feed(wire[:cut])
         with pytest.raises(StreamBroken):
             stream.end()
+
+
+FILTERED = Dialect(provider="azure", content_filters=True, metadata_fields=("prompt_filter_results",))
+
+
+def found(**kinds: tuple[bool, str]) -> dict[str, Any]:
+    results = {kind: {"filtered": filtered, "severity": severity} for kind, (filtered, severity) in kinds.items()}
+    return {"content_filter_results": results}
+
+
+def test_the_worst_that_a_filter_found_is_kept() -> None:
+    data = sse(
+        chunk({"content": "a"}, **found(hate=(False, "safe"), violence=(False, "medium"))),
+        chunk({"content": "b"}, **found(hate=(False, "low"), violence=(False, "low"))),
+        chunk({"content": "c"}, **found(hate=(True, "low"), violence=(False, "unheard of"))),
+        chunk({"content": "d"}, **found(hate=(False, "high"))),
+        chunk({}, "stop"),
+    )
+    facts = fold(read(data, FILTERED)).provider_metadata["azure"]["content_filter_results"]
+    assert facts["hate"]["filtered"] is True
+    assert facts["hate"]["severity"] == "low"
+    assert facts["violence"]["severity"] == "medium"
+    # Whoever has no filters is not asked for what they found.
+    assert "local" not in fold(read(data)).provider_metadata
+
+
+def test_what_a_filter_found_in_the_prompt_is_no_beginning() -> None:
+    results = [{"prompt_index": 0, **found(hate=(False, "safe"))}]
+    first = {"id": "", "model": "", "choices": [], "prompt_filter_results": results}
+    events = read(sse(first, chunk({"content": "a"}), chunk({}, "stop")), FILTERED)
+    assert [event.WhichOneof("kind") for event in events] == ["started", "text", "finish"]
+    assert events[0].started.response_id == "r1"
+    kept = events[-1].finish.provider_metadata["azure"]["prompt_filter_results"]
+    assert kept[0]["content_filter_results"]["hate"]["severity"] == "safe"
+
+
+def test_a_filter_may_have_the_last_word() -> None:
+    """It may judge what was sent before: the reason that comes last holds."""
+    late = {"index": 0, "finish_reason": "content_filter", **found(violence=(True, "high"))}
+    response = fold(read(sse(chunk({"content": "a"}), chunk({}, "stop"), {"id": "", "choices": [late]}), FILTERED))
+    assert response.finish_reason == FinishReason.FINISH_REASON_CONTENT_FILTER
+
+
+@pytest.mark.parametrize("name", ["x-request-id", "X-Request-Id"])
+def test_headers_become_facts(name: str) -> None:
+    dialect = Dialect(provider="local", metadata_headers={"x-request-id": "request_id", "x-region": "region"})
+    stream = Stream(dialect, "m")
+    stream.hear(CIMultiDict({name: "req-1"}))
+    events = [*stream.feed(sse(chunk({"content": "a"}), chunk({}, "stop"))), *stream.end()]
+    assert dict(events[-1].finish.provider_metadata["local"]) == {"request_id": "req-1"}
+
+
+def test_padding_is_no_content() -> None:
+    """OpenAI pads its chunks against those who measure packets."""
+    padded = {**chunk({"content": "a"}), "obfuscation": "x9Qzk"}
+    assert read(sse(padded, {**chunk({}, "stop"), "obfuscation": ""})) == read(
+        sse(chunk({"content": "a"}), chunk({}, "stop"))
+    )

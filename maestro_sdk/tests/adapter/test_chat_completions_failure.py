@@ -141,3 +141,27 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
 
 def test_long_messages_are_cut() -> None:
     assert len(to_error(500, b"x" * 100_000, {}).message) < 1200
+
+
+@pytest.mark.parametrize(
+    ("inner", "filtered"),
+    [
+        ({"code": "ResponsibleAIPolicyViolation"}, None),
+        ({"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": False}}}, None),
+        ({"content_filter_results": {"hate": {"filtered": True, "severity": "low"}, "x": 7}}, "hate (low)"),
+        ({"content_filter_result": []}, None),
+        ("strange", None),
+        (None, None),
+    ],
+)
+def test_what_a_filter_held_back(inner: Any, filtered: str | None) -> None:
+    body = {"error": {"message": "No.", "code": "content_filter", "innererror": inner}}
+    error = to_error(400, json.dumps(body).encode(), {}, "azure")
+    assert type(error) is ContentPolicy
+    assert error.metadata.get("filtered") == filtered
+
+
+def test_the_cause_behind_a_code_counts() -> None:
+    inner = {"code": "ResponsibleAIPolicyViolation"}
+    body = {"error": {"message": "No.", "code": "400", "innererror": inner}}
+    assert type(to_error(400, json.dumps(body).encode(), {}, "azure")) is ContentPolicy

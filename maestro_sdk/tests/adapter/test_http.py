@@ -210,3 +210,26 @@ async def closed_after(seen: Seen, left: float) -> float:
         await seen.closed.wait()
     assert seen.closed_at is not None
     return seen.closed_at - left
+
+
+async def test_headers_of_a_good_answer_are_heard() -> None:
+    """Before the first byte of a stream, and not at all when the call was refused."""
+    async with FaultServer() as server:
+        server.on("POST", "/good", Headers(200, {"X-Region": "north"}), Send(b"a"), Send(b"b"))
+        server.on("POST", "/bad", Headers(500, {"X-Region": "south"}), Send(b"no"))
+        wire = HttpWire(server.url, {}, lambda status, body, headers: UpstreamError(str(status)))
+        heard: list[str] = []
+
+        def hear(headers: Mapping[str, str]) -> None:
+            heard.append(headers["x-region"])
+
+        assert await wire.post("/good", b"{}", hear=hear) == b"ab"
+        async with wire.stream("/good?version=1", b"{}", {"authorization": "Bearer t"}, hear) as chunks:
+            assert heard == ["north", "north"]
+            assert b"".join([chunk async for chunk in chunks]) == b"ab"
+        with pytest.raises(UpstreamError):
+            await wire.post("/bad", b"{}", hear=hear)
+        assert heard == ["north", "north"]
+        assert (server.requests[1].path, server.requests[1].query) == ("/good", "version=1")
+        assert server.requests[1].headers["authorization"] == "Bearer t"
+        await wire.close()

@@ -12,8 +12,10 @@ from maestro.llm.v1.message_pb2 import Role
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_adapter_openai.models import models
-from maestro_adapter_openai.provider import OpenAIProvider, OpenAISettings
+from maestro_adapter_openai.provider import from_config
+from maestro_adapter_openai.settings import OpenAISettings
 from maestro_sdk.adapter.chat_completions.dialect import EFFORTS
+from maestro_sdk.adapter.group import ProviderGroup
 from maestro_sdk.adapter.models import cost_of, supports
 from maestro_sdk.errors import ProviderAuth
 from maestro_sdk.service.settings import ConfigError, load
@@ -26,6 +28,11 @@ def test_every_model_is_told_in_full() -> None:
     for name, entry in models(today=DAY).items():
         assert entry.model.id == f"openai/{name}"
         assert entry.model.HasField("price"), name
+        assert (entry.dialect is None) == supports(entry.model, Feature.FEATURE_EMBEDDINGS), name
+        # Half of everything, where it is said at all.
+        assert entry.model.price.batch_factor == ("0.5" if supports(entry.model, Feature.FEATURE_BATCH) else ""), name
+        if entry.dialect is None:
+            continue
         assert supports(entry.model, Feature.FEATURE_STREAMING), name
         # What a model claims and what its dialect does are one.
         assert entry.dialect.tools == supports(entry.model, Feature.FEATURE_TOOLS), name
@@ -87,13 +94,13 @@ def test_wrong_entries_are_named(entry: dict[str, object], message: str) -> None
         models([entry])
 
 
-def configure(path: Path, text: str) -> OpenAIProvider:
+def configure(path: Path, text: str) -> ProviderGroup:
     file = path / "maestro.yaml"
     file.write_text(
         f"version: 1\nadapters:\n  openai:\n    address: 127.0.0.1:1\n    settings:\n{text}", encoding="utf-8"
     )
     config = load(file, env={})
-    return OpenAIProvider.from_config(config, config.adapters["openai"])
+    return from_config(config, config.adapters["openai"])
 
 
 def test_wrong_settings_are_told_with_their_line(tmp_path: Path) -> None:
@@ -129,3 +136,55 @@ async def test_a_key_in_a_file(tmp_path: Path) -> None:
 def test_settings_never_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     assert "very-secret" not in repr(OpenAISettings()) + str(OpenAISettings().model_dump())
+
+
+def test_golden_money() -> None:
+    """Cached, written and reasoning tokens, at once and in a batch: to the nano-dollar."""
+    usage = Usage(
+        input_tokens=10_007,
+        cache_read_tokens=6_144,
+        cache_write_5m_tokens=1_024,
+        output_tokens=1_303,
+        reasoning_tokens=960,
+    )
+    price = models(today=DAY)["gpt-6-luna"].model.price
+    # 2839 at $0.10, 6144 at $0.01, 1024 at $0.125, 1303 at $0.50, per million.
+    assert cost_of(usage, price).usd == "0.00112484"
+    price = models(today=DAY)["gpt-5.1"].model.price
+    # Writes count as input here: 3863 at $1.25, 6144 at $0.125, 1303 at $10.
+    assert cost_of(usage, price).usd == "0.01862675"
+    assert cost_of(usage, price, batch=True).usd == "0.009313375"
+
+
+async def test_openai_without_a_key_and_azure_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_TEST_KEY", "k-azure")
+    azure = (
+        "      azure: {endpoint: 'https://x.openai.azure.com/', api_key: {env: AZURE_TEST_KEY}, deployments: {o3: a}}\n"
+    )
+    group = configure(tmp_path, f"      api_key: {{env: SOME_KEY_THAT_IS_NOT_SET}}\n{azure}")
+    assert list(group.providers) == ["openai", "azure"]
+    assert await group.check() == ""
+    assert [model.id for model in await group.models()] == ["azure/o3"]
+    await group.close()
+
+
+async def test_neither_has_a_key(tmp_path: Path) -> None:
+    group = configure(
+        tmp_path, "      api_key: {env: NO_KEY_1}\n      azure: {endpoint: 'https://x', api_key: {env: NO_KEY_2}}\n"
+    )
+    assert "set NO_KEY_1" in await group.check()
+    assert "set NO_KEY_2" in await group.check()
+    await group.close()
+
+
+async def test_the_default_configuration_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repository's example file, with and without Azure."""
+    file = next(folder / "maestro.yaml" for folder in Path(__file__).parents if (folder / "maestro.yaml").is_file())
+    for env, providers in (
+        ({}, ["openai"]),
+        ({"AZURE_OPENAI_ENDPOINT": "https://x.openai.azure.com"}, ["openai", "azure"]),
+    ):
+        config = load(file, env=env)
+        group = from_config(config, config.adapters["openai"])
+        assert list(group.providers) == providers
+        await group.close()

@@ -10,6 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from maestro.llm.v1.chat_pb2 import ChatResponse
+from maestro.llm.v1.embedding_pb2 import EmbedRequest
 from maestro_adapter_openai.translate import OPENAI, Stream
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.testing import openai_chat as scripts
@@ -99,3 +100,28 @@ async def test_the_sdk_would_send_the_same() -> None:
             )
             assert [chunk async for chunk in stream]
         assert server.requests[0].json() == SENT
+
+
+async def test_embeddings_are_those_that_the_sdk_would_get() -> None:
+    """The same bytes go out, and the same vectors are read, base64 or not."""
+    from maestro_adapter_openai.translate import OPENAI_EMBEDDINGS
+    from maestro_sdk.adapter.openai_embeddings import read, to_wire
+    from maestro_sdk.testing.openai_auxiliary import OpenAIAuxiliary
+
+    request = EmbedRequest(model="openai/text-embedding-3-small", dimensions=8)
+    request.inputs.add(text="one")
+    request.inputs.add(text="two")
+    ours = to_wire(request, OPENAI_EMBEDDINGS).bodies[0]
+    async with FaultServer() as server:
+        OpenAIAuxiliary(server)
+        async with openai.AsyncOpenAI(api_key="sk-test", base_url=f"{server.url}/v1", max_retries=0) as client:
+            theirs = await client.embeddings.create(model="text-embedding-3-small", input=["one", "two"], dimensions=8)
+            assert server.requests[0].json() == ours
+            for form in ("base64", "float"):
+                raw = await client.embeddings.with_raw_response.create(
+                    model="text-embedding-3-small", input=["one", "two"], dimensions=8, encoding_format=form
+                )
+                mine = read(raw.content, OPENAI_EMBEDDINGS, 2)
+                assert [list(vector) for vector in mine.vectors] == [
+                    pytest.approx(entry.embedding) for entry in theirs.data
+                ]

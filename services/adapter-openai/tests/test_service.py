@@ -19,7 +19,8 @@ from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro.llm.v1.message_pb2 import Role
 from maestro.llm.v1.model_pb2 import GetInfoRequest, ListModelsRequest
 from maestro.llm.v1.model_pb2_grpc import ModelServiceStub
-from maestro_adapter_openai.provider import OpenAIProvider, OpenAISettings
+from maestro_adapter_openai.provider import OpenAIProvider
+from maestro_adapter_openai.settings import OpenAISettings
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.adapter.servicer import ChatServicer, ModelServicer
 from maestro_sdk.errors import RateLimited, from_rpc_error
@@ -98,6 +99,13 @@ async def test_a_client_that_leaves_the_unary_call_closes_the_providers_socket(
     seen = await server.request()
     call.cancel()
     await asyncio.wait_for(seen.closed.wait(), 5)
+
+
+async def test_the_sdk_is_not_loaded_to_serve() -> None:
+    """It takes a second and 60 MB; a mesh that only chats has neither to spend."""
+    code = "import sys, maestro_adapter_openai.__main__; sys.exit('openai' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await process.wait() == 0
 
 
 async def test_process_tells_what_is_missing_and_ends_on_sigterm(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from google.protobuf.json_format import ParseDict
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, FinishReason
 from maestro.llm.v1.usage_pb2 import Usage
-from maestro_adapter_openai.provider import OpenAIProvider, OpenAISettings
+from maestro_adapter_openai.provider import OpenAIProvider
+from maestro_adapter_openai.settings import OpenAISettings
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.errors import (
     ContextTooLong,

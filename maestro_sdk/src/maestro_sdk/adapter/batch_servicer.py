@@ -20,9 +20,10 @@ from maestro.llm.v1.batch_pb2 import (
     StreamBatchResultsResponse,
 )
 from maestro.llm.v1.batch_pb2_grpc import BatchServiceServicer
+from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_sdk.adapter.catalogue import Catalogue
-from maestro_sdk.adapter.models import cost_of
+from maestro_sdk.adapter.models import cost_of, is_unknown, warn_unknown
 from maestro_sdk.adapter.once import Once
 from maestro_sdk.adapter.provider import Batcher
 from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, MaestroError, NotFound, Violation
@@ -86,9 +87,14 @@ class BatchServicer(BatchServiceServicer):
 
     async def _complete(self, item: BatchItem, model: Model, place: str) -> None:
         kind = item.WhichOneof("request")
+        if kind is None:
+            raise _wrong(place, "asks for nothing")
         inner = item.chat if kind == "chat" else item.embed
         wanted = Feature.FEATURE_CHAT if kind == "chat" else Feature.FEATURE_EMBEDDINGS
-        found = await self._able(inner.model or model.id, wanted, f"{place}.{kind}.model")
+        path = f"{place}.{kind}.model"
+        found = await self._able(inner.model or model.id, wanted, path)
+        if found.id != model.id:
+            await self._able(found.id, Feature.FEATURE_BATCH, path)
         inner.model = found.id
 
     async def _able(self, name: str, feature: Feature.ValueType, path: str) -> Model:
@@ -100,17 +106,19 @@ class BatchServicer(BatchServiceServicer):
             raise
 
     async def _price(self, result: BatchItemResult) -> None:
-        """Gives the result the usage and cost of its answer, as far as they are known."""
+        """Gives the result the usage and cost of its answer, as far as they are known, and the model's warning."""
         kind = result.WhichOneof("outcome")
         if kind not in {"chat", "embed"}:
             return
         answer = result.chat if kind == "chat" else result.embed
-        if not answer.HasField("usage"):
-            return
         try:
             model = await self._catalogue.find(f"{answer.provider}/{answer.model}")
         except MaestroError:
             model = Model()  # It was on offer when the batch began: the cost is unknown now.
+        if is_unknown(model):
+            answer.warnings.append(Warning(**warn_unknown(model)))
+        if not answer.HasField("usage"):
+            return
         if model.HasField("price") and not answer.HasField("cost"):
             answer.cost.CopyFrom(cost_of(answer.usage, model.price, batch=True))
         if not result.HasField("usage"):

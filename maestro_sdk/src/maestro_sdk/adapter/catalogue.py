@@ -22,18 +22,19 @@ class Catalogue:
             await self._read()
             model = self._models.get(name)
         if model is None:
-            known = ", ".join(sorted(self._models)) or "none"
-            raise NotFound(f"{self._provider.name} has no model {name!r}; it has: {known}")
+            raise self._unknown(name)
         return model
 
     async def resolve(self, name: str) -> Model:
         """The model with that id, or the only one with that bare name. Raises `NotFound`."""
         if not self._named(name):
             await self._read()
+            if not self._named(name):
+                raise self._unknown(name)
         found = self._named(name)
         if len(found) > 1:
             raise NotFound(f"{name!r} is the name of {' and '.join(sorted(model.id for model in found))}: name one")
-        return found[0] if found else await self.find(name)
+        return found[0]
 
     async def able(self, model_id: str, feature: Feature.ValueType) -> Model:
         """The model, when it has `feature`. Raises `NotFound` or `CapabilityUnavailable`."""
@@ -47,6 +48,10 @@ class Catalogue:
         if name in self._models:
             return [self._models[name]]
         return [model for model in self._models.values() if model.name == name]
+
+    def _unknown(self, name: str) -> NotFound:
+        known = ", ".join(sorted(self._models)) or "none"
+        return NotFound(f"{self._provider.name} has no model {name!r}; it has: {known}")
 
     async def _read(self) -> None:
         self._models = {model.id: model for model in await self._provider.models()}

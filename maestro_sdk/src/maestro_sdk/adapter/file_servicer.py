@@ -24,7 +24,7 @@ from maestro.llm.v1.file_pb2 import (
 from maestro.llm.v1.file_pb2_grpc import FileServiceServicer
 from maestro_sdk.adapter.once import Once
 from maestro_sdk.adapter.provider import FileStore
-from maestro_sdk.errors import InvalidRequest, TooLarge, Violation
+from maestro_sdk.errors import InvalidRequest, StreamBroken, TooLarge, Violation
 
 MAX_BYTES = 512 * 2**20
 """The largest file that is taken: what the providers take at most."""
@@ -76,7 +76,11 @@ class FileServicer(FileServiceServicer):
                 violations=[Violation("offset", f"is beyond the end: the file has {file.size_bytes} bytes")],
             )
         await context.write(DownloadFileResponse(file=file))
-        skip, left = request.offset, request.limit if request.HasField("limit") else file.size_bytes
+        skip, left = request.offset, file.size_bytes - request.offset
+        if request.HasField("limit"):
+            left = min(left, request.limit)
+        if not left:
+            return
         pieces = cast("Any", self._store.download_file(request.file_id))
         async with aclosing(pieces):
             async for piece in pieces:
@@ -85,8 +89,10 @@ class FileServicer(FileServiceServicer):
                 left -= len(data)
                 for start in range(0, len(data), _PIECE):
                     await context.write(DownloadFileResponse(data=data[start : start + _PIECE]))
-                if left <= 0:
-                    break
+                if not left:
+                    return
+        # A download that ends well has sent all.
+        raise StreamBroken(f"the provider's file ended {left} bytes too early")
 
     async def DeleteFile(self, request: DeleteFileRequest, context: Any) -> DeleteFileResponse:
         async def delete() -> DeleteFileResponse:

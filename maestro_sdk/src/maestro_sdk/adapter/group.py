@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import IO, TypeVar, cast
+from typing import IO, NoReturn, TypeVar, cast
 
 from maestro.llm.v1.batch_pb2 import (
     Batch,
@@ -19,7 +19,7 @@ from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro.llm.v1.file_pb2 import File, FileHeader, ListFilesRequest, ListFilesResponse
 from maestro.llm.v1.model_pb2 import Model
 from maestro_sdk.adapter.provider import Batcher, Completer, Embedder, FileStore, Provider, TokenCounter
-from maestro_sdk.errors import InvalidRequest, NotFound, Unimplemented, Violation
+from maestro_sdk.errors import InvalidRequest, MaestroError, NotFound, ProviderAuth, Unimplemented, Violation
 
 Answer = TypeVar("Answer")
 Page = TypeVar("Page", ListFilesResponse, ListBatchesResponse)
@@ -37,14 +37,12 @@ class ProviderGroup:
         self.name = name
         self.providers: Sequence[str] = [provider for member in members for provider in member.providers]
         self._members = members
+        self._told: dict[tuple[str, ...], Sequence[Model]] = {}
         self._by_name = {provider: member for member in members for provider in member.providers}
 
-    async def stream(self, request: ChatRequest) -> AsyncIterator[Sequence[ChatEvent]]:
-        """What the model's provider answers."""
-        member = self._of(request.model)
-        async with aclosing(cast("AsyncGenerator[Sequence[ChatEvent]]", member.stream(request))) as batches:
-            async for events in batches:
-                yield events
+    def stream(self, request: ChatRequest) -> AsyncIterator[Sequence[ChatEvent]]:
+        """What the model's provider answers. Raises `NotFound` for the name of another provider."""
+        return self._of(request.model).stream(request)
 
     async def complete(self, request: ChatRequest) -> Sequence[ChatEvent]:
         """What the model's provider answers, at once."""
@@ -68,9 +66,21 @@ class ProviderGroup:
         return await member.embed(request)
 
     async def models(self) -> Sequence[Model]:
-        """The models of all members that are ready, or of all while none is."""
-        ready = [member for member in self._members if not await member.check()]
-        return [model for member in ready or self._members for model in await member.models()]
+        """The models of all members that are ready, or of all while none is.
+
+        A member that can't tell them now keeps those that it told last; only when all of them fail, the first
+        one's error is raised.
+        """
+        members = await self._ready() or list(self._members)
+        errors: list[MaestroError] = []
+        for member in members:
+            try:
+                self._told[member.name, *member.providers] = await member.models()
+            except MaestroError as error:
+                errors.append(error)
+        if len(errors) == len(members):
+            raise errors[0]
+        return [model for member in members for model in self._told.get((member.name, *member.providers), ())]
 
     async def check(self) -> str:
         """Why no member can answer; empty when one can."""
@@ -84,16 +94,13 @@ class ProviderGroup:
 
     async def upload_file(self, header: FileHeader, content: IO[bytes]) -> File:
         """Stores the file at `header.provider`, else at the first member that is ready and keeps files."""
-        stores = await self._stores()
         if header.provider:
-            named: object = self._by_name.get(header.provider)
-            stores = [store for store in stores if store is named]
-            if not stores:
+            named = self._by_name.get(header.provider)
+            if not isinstance(named, FileStore):
                 why = f"{header.provider!r} keeps no files here"
                 raise InvalidRequest(f"provider {why}", violations=[Violation("header.provider", why)])
-        if not stores:
-            raise Unimplemented(f"{self.name} keeps no files")
-        return await stores[0].upload_file(header, content)
+            return await named.upload_file(header, content)
+        return await (await self._stores())[0].upload_file(header, content)
 
     async def get_file(self, file_id: str) -> File:
         """The facts about a file, from whoever has it."""
@@ -168,29 +175,45 @@ class ProviderGroup:
             raise NotFound(f"{self.name} speaks for {', '.join(self.providers)}, not for {provider!r}")
         return member
 
-    async def _stores(self) -> list[FileStore]:
-        return [member for member in self._members if isinstance(member, FileStore) and not await member.check()]
+    async def _ready(self) -> list[Provider]:
+        return [member for member in self._members if not await member.check()]
 
-    async def _batchers(self) -> list[Batcher]:
-        return [member for member in self._members if isinstance(member, Batcher) and not await member.check()]
+    async def _stores(self) -> Sequence[FileStore]:
+        """The members that keep files, at least one."""
+        found = [member for member in await self._ready() if isinstance(member, FileStore)]
+        return found or await self._nobody("keeps files")
+
+    async def _batchers(self) -> Sequence[Batcher]:
+        """The members that run batches, at least one."""
+        found = [member for member in await self._ready() if isinstance(member, Batcher)]
+        return found or await self._nobody("runs batches")
+
+    async def _nobody(self, does: str) -> NoReturn:
+        if reason := await self.check():
+            raise ProviderAuth(reason)
+        raise Unimplemented(f"no provider of {self.name} that is ready {does}")
 
 
 async def _first(members: Sequence[Extra], ask: Callable[[Extra], Awaitable[Answer]], missing: str) -> Answer:
-    """The answer of the first member that knows what is asked for. Raises `NotFound`."""
+    """The answer of the first member that knows what is asked for.
+
+    Raises `NotFound` when all say that they don't; else what the first one of the others said: it may be there.
+    """
+    failure: MaestroError | None = None
     for member in members:
         try:
             return await ask(member)
         except NotFound:
             continue
-    raise NotFound(f"there is no {missing}")
+        except MaestroError as error:
+            failure = failure or error
+    raise failure or NotFound(f"there is no {missing}")
 
 
 async def _page(members: Sequence[Extra], token: str, ask: Callable[[Extra, str], Awaitable[Page]]) -> Page:
     """One page of one member; its token begins with the member's place, and the last page leads to the next member."""
     place, _, inner = token.partition(":")
-    number = int(place) if place.isdecimal() else 0
-    if not members:
-        raise Unimplemented("no provider that is ready has these")
+    number = int(place) if place.isdecimal() else 0 if not token else len(members)
     if number >= len(members):
         raise InvalidRequest("page_token is none of ours", violations=[Violation("page_token", "is none of ours")])
     page = await ask(members[number], inner)

@@ -22,6 +22,8 @@ from maestro_sdk.errors import MaestroError, StreamBroken, Timeout, UpstreamErro
 
 ToError = Callable[[int, bytes, Mapping[str, str]], MaestroError]
 """Maps a refused call: status, body, headers (lower-case names)."""
+Hear = Callable[[Mapping[str, str]], None]
+"""Takes the headers of an answer that was given; names in any case."""
 
 LINGER = 0.05
 """Seconds that a connection gets to end by itself after the answer has."""
@@ -49,11 +51,16 @@ class HttpWire:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=read_timeout)
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str] | None = None, hear: Hear | None = None
+    ) -> bytes:
         """The answer's body. Raises what `to_error` says for a status of 400 or more, or a transport error."""
         try:
             async with self._open().post(self._url(path), data=body, headers=headers) as response:
-                return await self._content(response)
+                content = await self._content(response)
+                if hear is not None:
+                    hear(response.headers)
+                return content
         except _FAILURES as error:
             raise self._meaning(error) from error
 
@@ -67,7 +74,7 @@ class HttpWire:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
+        self, path: str, body: bytes, headers: Mapping[str, str] | None = None, hear: Hear | None = None
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """The answer's bytes, each read as it comes. Leaving the context before the end closes the provider's socket.
 
@@ -77,6 +84,8 @@ class HttpWire:
             async with self._open().post(self._url(path), data=body, headers=headers) as response:
                 if response.status >= 400:
                     await self._content(response)
+                if hear is not None:
+                    hear(response.headers)
                 # Closed here and not by the garbage collector: leaving early leaves nothing behind.
                 async with aclosing(self._read(response)) as chunks:
                     yield chunks
@@ -133,7 +142,8 @@ class HttpWire:
     def _url(self, path: str) -> URL:
         url = self._urls.get(path)
         if url is None:
-            url = self._urls[path] = URL(self._base_url + path)
+            # What is percent-encoded stays so, letter by letter: a signature may cover it.
+            url = self._urls[path] = URL(self._base_url + path, encoded="%" in path)
         return url
 
 

@@ -1,44 +1,38 @@
-"""OpenAI as a provider of the mesh: its settings, and the shared calls of the chat-completions wire."""
+"""OpenAI as a provider of the mesh, and the adapter's group of providers."""
 
 from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import Field, field_validator
-
-from maestro_adapter_openai.models import models
+from maestro_adapter_openai.account import Account
+from maestro_adapter_openai.azure import AzureProvider
+from maestro_adapter_openai.batch_wire import BatchWire
+from maestro_adapter_openai.files import Files
+from maestro_adapter_openai.models import chat_dialects, embedding_dialects, models, takes_batches
+from maestro_adapter_openai.sdk import Sdk
+from maestro_adapter_openai.settings import OpenAISettings, say_missing
 from maestro_adapter_openai.translate import OPENAI
-from maestro_sdk.adapter.chat_completions import ChatCompletionsProvider
-from maestro_sdk.service.settings import AdapterConfig, Config, Duration, Secret, Settings
+from maestro_sdk.adapter.group import ProviderGroup
+from maestro_sdk.adapter.provider import Provider
+from maestro_sdk.service.settings import AdapterConfig, Config
+
+NAME = "adapter-openai"
 
 
-class OpenAISettings(Settings):
-    """`adapters.openai.settings` of the configuration."""
+def from_config(config: Config, adapter: AdapterConfig) -> ProviderGroup:
+    """What the configuration describes: OpenAI, and Azure where it has an endpoint.
 
-    api_key: Secret = Secret(env="OPENAI_API_KEY")
-    base_url: str = Field(default="https://api.openai.com/v1", pattern="^https?://")
-    organization: str = ""
-    project: str = ""
-    connect_timeout: Duration = 5.0
-    read_timeout: Duration = 600.0
-    """Longest silence within an answer; a reasoning model may think for minutes before its first token."""
-    models: tuple[dict[str, Any], ...] = ()
-    """Entries in the form of `models.yaml`: further models, or what differs from the entry of the same name."""
-
-    @field_validator("models")
-    @classmethod
-    def _check_models(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        models(value)
-        return value
+    Raises `ConfigError` for settings that are wrong.
+    """
+    settings = adapter.settings_as(OpenAISettings)
+    members: list[Provider] = [OpenAIProvider.from_settings(settings)]
+    if settings.azure.endpoint:
+        members.append(AzureProvider.from_settings(settings))
+    return ProviderGroup(NAME, members)
 
 
-class OpenAIProvider(ChatCompletionsProvider):
-    """OpenAI's models over `POST /chat/completions`."""
-
-    @classmethod
-    def from_config(cls, config: Config, adapter: AdapterConfig) -> Self:
-        """The provider that the configuration describes. Raises `ConfigError` for settings that are wrong."""
-        return cls.from_settings(adapter.settings_as(OpenAISettings))
+class OpenAIProvider(Account):
+    """OpenAI's models: `POST /chat/completions` and `/embeddings`, files and batches."""
 
     @classmethod
     def from_settings(cls, settings: OpenAISettings) -> Self:
@@ -50,20 +44,36 @@ class OpenAIProvider(ChatCompletionsProvider):
             headers["openai-organization"] = settings.organization
         if settings.project:
             headers["openai-project"] = settings.project
+
+        def make(openai: Any) -> Any:
+            return openai.AsyncOpenAI(
+                api_key=key,
+                base_url=settings.base_url,
+                organization=settings.organization or None,
+                project=settings.project or None,
+                max_retries=0,
+                timeout=openai.Timeout(settings.read_timeout, connect=settings.connect_timeout),
+            )
+
+        sdk = Sdk(OPENAI.provider, make)
+        chat, embed = chat_dialects(found), embedding_dialects(found)
+        batched = takes_batches(found)
         return cls(
-            name="adapter-openai",
+            sdk=sdk,
+            files=Files(sdk),
+            batch_wire=BatchWire(
+                OPENAI.provider,
+                {name: dialect for name, dialect in chat.items() if name in batched},
+                {name: dialect for name, dialect in embed.items() if name in batched},
+            ),
+            embeddings=embed,
+            name=NAME,
             base_url=settings.base_url,
             dialect=OPENAI,
             models=[entry.model for entry in found.values()],
-            dialects={name: entry.dialect for name, entry in found.items()},
+            dialects=chat,
             headers=headers,
-            not_ready="" if key else _say_missing(settings.api_key),
+            not_ready="" if key else say_missing("OpenAI's key", settings.api_key, "the provider's dashboard"),
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
         )
-
-
-def _say_missing(key: Secret) -> str:
-    if key.file is not None:
-        return f"OpenAI's key is missing: put it into the file {key.file} and restart the adapter"
-    return f"OpenAI's key is missing: set {key.env} to a key from the provider's dashboard and restart the adapter"

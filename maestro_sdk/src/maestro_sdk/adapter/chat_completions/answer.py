@@ -33,6 +33,8 @@ _REASONS: Mapping[str, FinishReason.ValueType] = {
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
 
+_SEVERITIES = ("safe", "low", "medium", "high")
+
 
 class Stream:
     """One answer: `feed` takes bytes as they come, `end` says that no more will come; the last event is `finish`."""
@@ -41,6 +43,7 @@ class Stream:
         "_calls",
         "_dialect",
         "_fallback_id",
+        "_filters",
         "_indexes",
         "_metadata",
         "_model",
@@ -66,7 +69,8 @@ class Stream:
         self._parser = SseParser()
         self._indexes = PartIndexes()
         self._calls = ToolCalls(self._indexes, fallback_id)
-        self._metadata: dict[str, str] = {}
+        self._filters: dict[str, dict[str, Any]] = {}
+        self._metadata: dict[str, Any] = {}
         self._raw_reason = ""
         self._refusal: list[str] = []
         self._started = False
@@ -75,6 +79,12 @@ class Stream:
         self._usage: Usage | None = None
         self.finished = False
         """Whether `finish` was given out; what comes after it does not belong to the answer."""
+
+    def hear(self, headers: Mapping[str, str]) -> None:
+        """Takes the headers of the answer; call it before the events, or not at all."""
+        for name, fact in self._dialect.metadata_headers.items():
+            if value := headers.get(name):
+                self._metadata[fact] = value
 
     def feed(self, data: bytes) -> list[ChatEvent]:
         """The events that `data` completes.
@@ -136,6 +146,8 @@ class Stream:
         choice = choices[0]
         if choice.get("index"):
             return
+        if self._dialect.content_filters and (found := choice.get("content_filter_results")):
+            self._filter(found)
         delta = choice.get("delta")
         if delta is None:
             delta = choice.get("message")
@@ -223,10 +235,17 @@ class Stream:
             event.usage.CopyFrom(self._usage)
             events.append(event)
 
+    def _filter(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keeps the worst that the filters found: they judge each piece of a stream on its own."""
+        for kind, result in found.items():
+            known = self._filters.get(kind)
+            if known is None or _badness(result) >= _badness(known):
+                self._filters[kind] = dict(result)
+
     def _note(self, chunk: Mapping[str, Any]) -> None:
         for name in self._dialect.metadata_fields:
             if value := chunk.get(name):
-                self._metadata[name] = str(value)
+                self._metadata[name] = value if isinstance(value, list | dict) else str(value)
         # A name such as gpt-4o may be answered by a dated version.
         model = chunk.get("model")
         if model and model != self._model:
@@ -242,6 +261,8 @@ class Stream:
         finish = Finish(reason=self._reason(), raw_reason=self._raw_reason, stop_sequence=self._stop_sequence)
         if self._usage is not None:
             finish.usage.CopyFrom(self._usage)
+        if self._filters:
+            self._metadata["content_filter_results"] = self._filters
         if self._metadata:
             finish.provider_metadata[self._dialect.provider].update(self._metadata)
         events.append(ChatEvent(finish=finish))
@@ -286,6 +307,13 @@ def to_usage(usage: Mapping[str, Any]) -> Usage:
         reasoning_tokens=made.get("reasoning_tokens") or 0,
         audio_output_tokens=made.get("audio_tokens") or 0,
     )
+
+
+def _badness(result: Mapping[str, Any]) -> tuple[bool, bool, int]:
+    """How bad a filter's result is: what was held back is worst, then what was detected, then the severity."""
+    severity = result.get("severity")
+    place = _SEVERITIES.index(severity) if severity in _SEVERITIES else 0
+    return bool(result.get("filtered")), bool(result.get("detected")), place
 
 
 def _logprobs(tokens: Sequence[Mapping[str, Any]]) -> list[TokenLogprob]:

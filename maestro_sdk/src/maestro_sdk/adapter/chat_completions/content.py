@@ -37,8 +37,14 @@ _DETAILS = {
 }
 
 
-def messages(request: ChatRequest, dialect: Dialect, warnings: list[Warning]) -> list[dict[str, Any]]:
-    """The wire's messages, system text first.
+SYSTEM = -1
+"""The place of the system text among the messages of a request."""
+
+
+def messages(
+    request: ChatRequest, dialect: Dialect, warnings: list[Warning], ends: dict[int, int] | None = None
+) -> list[dict[str, Any]]:
+    """The wire's messages, system text first; `ends` gets the last message on the wire for each of the request.
 
     One tool message of the contract may hold several results and becomes one wire message per result. Provider state,
     and reasoning unless the dialect takes it back, has no place on this wire and is left out; a turn that held nothing
@@ -47,8 +53,11 @@ def messages(request: ChatRequest, dialect: Dialect, warnings: list[Warning]) ->
     wire: list[dict[str, Any]] = []
     if request.system:
         wire.append({"role": dialect.system_role, "content": request.system})
+        if ends is not None:
+            ends[SYSTEM] = 0
     for position, message in enumerate(request.messages):
         path = f"messages[{position}]"
+        before = len(wire)
         match message.role:
             case Role.ROLE_USER:
                 wire += _user(message, path, dialect, warnings)
@@ -58,6 +67,8 @@ def messages(request: ChatRequest, dialect: Dialect, warnings: list[Warning]) ->
                 wire += _tool(message, path)
             case _:
                 raise InvalidRequest.at(f"{path}.role", "is not one of user, assistant, tool")
+        if ends is not None and len(wire) > before:
+            ends[position] = len(wire) - 1
     return wire
 
 

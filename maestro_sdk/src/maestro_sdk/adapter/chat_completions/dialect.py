@@ -9,6 +9,7 @@ from typing import Literal
 from maestro.llm.v1.chat_pb2 import ReasoningEffort
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_sdk.adapter.models import supports
+from maestro_sdk.adapter.plain_schema import Limits
 
 EFFORTS: Mapping[str, str] = {
     "off": "none",
@@ -33,6 +34,8 @@ class Dialect:
     """Who answers: the key of `provider_options` and `provider_metadata`, and the provider of `started`."""
     api: str = "chat_completions"
     """The wire in `Origin.api`; opaque parts of other wires are dropped."""
+    wire_name: str = ""
+    """What the server calls the model, such as a deployment; empty means the name in the mesh."""
     system_role: Literal["system", "developer"] = "system"
     max_tokens: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The field that bounds the answer."""
@@ -48,6 +51,9 @@ class Dialect:
     efforts: Mapping[str, str] = field(default_factory=lambda: dict(EFFORTS))
     """The contract's effort in lower case to the server's word; an effort that is missing is not sent."""
 
+    cache_points: int = 0
+    """How many places up to which the prompt is kept can be named; 0 means that the server chooses by itself."""
+
     tools: bool = True
     tools_effort: str = ""
     """The only effort with which tools are taken, and which must then be sent; empty means that any is taken."""
@@ -59,6 +65,8 @@ class Dialect:
     """Whether `tool_choice` can name a subset; where it can't, only the subset's tools are sent."""
     tool_name_pattern: str = ""
     """Regular expression of the tool names that the server takes; empty means that the contract's names fit."""
+    schema_limits: Limits | None = None
+    """What the server refuses in the schema of a tool; None means that every sound schema is taken."""
     json_object: bool = True
     json_schema: bool = True
 
@@ -73,6 +81,10 @@ class Dialect:
     """The field in which the server wants its own reasoning back; empty sends none back."""
     metadata_fields: tuple[str, ...] = ("service_tier", "system_fingerprint")
     """Facts of the answer that go into `provider_metadata`."""
+    metadata_headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Headers of the answer that go there too, with the names that they get."""
+    content_filters: bool = False
+    """Whether the server tells what its content filters found; the worst of each kind goes there as well."""
 
     def for_model(self, model: Model) -> Dialect:
         """This dialect without the parameters whose feature `model` does not have."""

@@ -46,8 +46,11 @@ _BY_WORD: Mapping[str, type[MaestroError]] = {
     "unsupported_country_region_territory": ProviderAuth,
     "model_not_found": NotFound,
     "not_found_error": NotFound,
+    "DeploymentNotFound": NotFound,
+    "NoCapacity": Overloaded,
     "content_policy_violation": ContentPolicy,
     "content_filter": ContentPolicy,
+    "ResponsibleAIPolicyViolation": ContentPolicy,
     "unsupported_parameter": UnsupportedParameter,
     "unsupported_value": UnsupportedParameter,
     "server_is_overloaded": Overloaded,
@@ -93,9 +96,22 @@ _FIELDS: Mapping[str, str] = {
     "reasoning_effort": "reasoning.effort",
     "top_logprobs": "logprobs.top",
     "parallel_tool_calls": "tool_choice.parallel",
+    "input": "inputs",
 }
 _OWN_FIELDS = frozenset(
-    {"model", "temperature", "top_p", "max_tokens", "stop", "seed", "logprobs", "tools", "tool_choice", "messages"}
+    {
+        "model",
+        "dimensions",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "seed",
+        "logprobs",
+        "tools",
+        "tool_choice",
+        "messages",
+    }
 )
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -109,6 +125,10 @@ class Failure(NamedTuple):
     code: str
     type: str
     param: str
+    inner: str = ""
+    """The cause behind the code, where the provider names one."""
+    filtered: str = ""
+    """What a content filter held back: `violence (high), jailbreak`."""
 
 
 def to_error(status: int, body: bytes, headers: Mapping[str, str], provider: str = "openai") -> MaestroError:
@@ -116,7 +136,8 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str], provider: str
     wait = retry_after(headers)
     if wait is None and status == 429:
         wait = reset_after(headers)
-    return _error(provider, status, _read(body), wait, headers.get("x-request-id", ""))
+    request_id = headers.get("x-request-id") or headers.get("apim-request-id", "")
+    return _error(provider, status, _read(body), wait, request_id, headers.get("x-ms-region", ""))
 
 
 def stream_error(error: Any, provider: str) -> MaestroError:
@@ -139,19 +160,24 @@ def reset_after(headers: Mapping[str, str]) -> float | None:
     return max(waits, default=None)
 
 
-def _error(provider: str, status: int, failure: Failure, wait: float | None, request_id: str) -> MaestroError:
+def _error(
+    provider: str, status: int, failure: Failure, wait: float | None, request_id: str, region: str = ""
+) -> MaestroError:
     cls = _class(status, failure)
     metadata = {"provider": provider}
     if status:
         metadata["upstream_status"] = str(status)
     if code := failure.code or failure.type:
         metadata["upstream_code"] = code
-    if request_id:
-        metadata["request_id"] = request_id
+    more = (("request_id", request_id), ("region", region), ("upstream_cause", failure.inner))
+    metadata.update((name, value) for name, value in more if value)
     # A refusal of our key may quote it, and the caller is not its owner.
     said = "the provider refuses the mesh's own credentials" if cls is ProviderAuth else failure.message
     if not said:
         said = f"the provider answered HTTP {status}" if status else "the provider reported an error"
+    if failure.filtered:
+        metadata["filtered"] = failure.filtered
+        said = f"{said.rstrip()} Filtered: {failure.filtered}."
     advice = _ADVICE.get(cls)
     violations: list[Violation] = []
     if issubclass(cls, InvalidRequest) and failure.param:
@@ -162,7 +188,7 @@ def _error(provider: str, status: int, failure: Failure, wait: float | None, req
 
 
 def _class(status: int, failure: Failure) -> type[MaestroError]:
-    for word in (failure.code, failure.type):
+    for word in (failure.code, failure.inner, failure.type):
         if cls := _BY_WORD.get(word):
             # `requests` and `tokens` are types of quota errors too, whose code was asked first.
             return cls
@@ -201,4 +227,19 @@ def _plain(error: Any) -> Failure:
         str(fields.get("code") or ""),
         str(fields.get("type") or ""),
         str(fields.get("param") or ""),
+        *_inner(fields.get("innererror")),
     )
+
+
+def _inner(error: Any) -> tuple[str, str]:
+    """The cause that Azure names behind an error, and what its filters held back."""
+    if not isinstance(error, dict):
+        return "", ""
+    fields = cast("dict[str, Any]", error)
+    results: Any = fields.get("content_filter_result") or fields.get("content_filter_results") or {}
+    told: list[str] = []
+    for kind, result in cast("dict[str, Any]", results).items() if isinstance(results, dict) else ():
+        if isinstance(result, dict) and result.get("filtered"):  # pyright: ignore[reportUnknownMemberType]
+            severity: Any = cast("dict[str, Any]", result).get("severity")
+            told.append(f"{kind} ({severity})" if severity else kind)
+    return str(fields.get("code") or ""), ", ".join(told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import orjson
 
@@ -15,6 +15,9 @@ from maestro_sdk.adapter.chat_completions.failure import to_error
 from maestro_sdk.adapter.chat_completions.request import to_wire
 from maestro_sdk.adapter.http import HttpWire, drain
 from maestro_sdk.errors import MaestroError, ProviderAuth, StreamBroken
+
+Authorize = Callable[[], Awaitable[Mapping[str, str]]]
+"""Gives the headers that carry a key which changes from time to time."""
 
 
 class ChatCompletionsProvider:
@@ -31,14 +34,16 @@ class ChatCompletionsProvider:
         headers: Mapping[str, str] | None = None,
         not_ready: str = "",
         path: str = "/chat/completions",
+        paths: Mapping[str, str] | None = None,
+        authorize: Authorize | None = None,
         connect_timeout: float = 5.0,
         read_timeout: float = 600.0,
     ) -> None:
         """An endpoint whose answers come from `dialect.provider`.
 
-        `dialects` hold, by the name of the model, what differs from `dialect`; `headers` carry the key; a text in
-        `not_ready` says why no call can succeed and what to do, and refuses all of them. Timeouts in seconds: to
-        connect, and between two reads.
+        `dialects` and `paths` hold, by the name of the model, what differs from `dialect` and `path`; `headers` carry
+        the key, or `authorize` makes those that do for each call; a text in `not_ready` says why no call can succeed
+        and what to do, and refuses all of them. Timeouts in seconds: to connect, and between two reads.
         """
         self.name = name
         self.providers: Sequence[str] = (dialect.provider,)
@@ -47,6 +52,8 @@ class ChatCompletionsProvider:
         self._models = list(models)
         self._not_ready = not_ready
         self._path = path
+        self._paths = dict(paths or {})
+        self._authorize = authorize
         self._wire = HttpWire(
             base_url, headers or {}, self._to_error, connect_timeout=connect_timeout, read_timeout=read_timeout
         )
@@ -57,7 +64,8 @@ class ChatCompletionsProvider:
         try:
             wire = to_wire(request, dialect, stream=True)
             stream = Stream(dialect, model, warnings=wire.warnings, fallback_id=_new_id())
-            async with self._wire.stream(self._path, wire.encode()) as chunks:
+            headers = await self._authorize() if self._authorize else None
+            async with self._wire.stream(self._path_of(model), wire.encode(), headers, stream.hear) as chunks:
                 async for chunk in chunks:
                     if events := stream.feed(chunk):
                         yield events
@@ -75,8 +83,9 @@ class ChatCompletionsProvider:
         model, dialect = self._prepare(request)
         try:
             wire = to_wire(request, dialect)
-            body = await self._wire.post(self._path, wire.encode())
-            return Stream(dialect, model, warnings=wire.warnings, fallback_id=_new_id()).whole(body)
+            stream = Stream(dialect, model, warnings=wire.warnings, fallback_id=_new_id())
+            headers = await self._authorize() if self._authorize else None
+            return stream.whole(await self._wire.post(self._path_of(model), wire.encode(), headers, stream.hear))
         except MaestroError as error:
             self._locate(error, model)
             raise
@@ -87,7 +96,7 @@ class ChatCompletionsProvider:
 
     async def served(self) -> list[str]:
         """The models that the server lists, sorted by name. Raises a `MaestroError` when it can't be asked."""
-        body = await self._wire.get("/models")
+        body = await self._wire.get("/models", await self._authorize() if self._authorize else None)
         try:
             return sorted(str(entry["id"]) for entry in orjson.loads(body)["data"])
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
@@ -102,10 +111,17 @@ class ChatCompletionsProvider:
         await self._wire.close()
 
     def _prepare(self, request: ChatRequest) -> tuple[str, Dialect]:
-        if self._not_ready:
-            raise ProviderAuth(self._not_ready, metadata={"provider": self._dialect.provider})
+        self._check_ready()
         model = request.model.removeprefix(f"{self._dialect.provider}/")
         return model, self._dialects.get(model, self._dialect)
+
+    def _check_ready(self) -> None:
+        """Raises `ProviderAuth` when no call can succeed."""
+        if self._not_ready:
+            raise ProviderAuth(self._not_ready, metadata={"provider": self._dialect.provider})
+
+    def _path_of(self, model: str) -> str:
+        return self._paths.get(model, self._path)
 
     def _to_error(self, status: int, body: bytes, headers: Mapping[str, str]) -> MaestroError:
         return to_error(status, body, headers, self._dialect.provider)

@@ -19,8 +19,11 @@ from maestro.llm.v1.chat_pb2 import (
     ToolChoiceMode,
     Warning,  # noqa: A004 - the contract's name
 )
+from maestro_sdk.adapter.chat_completions.caching import mark_cache
 from maestro_sdk.adapter.chat_completions.content import messages
 from maestro_sdk.adapter.chat_completions.dialect import Dialect
+from maestro_sdk.adapter.plain_schema import plain_schema
+from maestro_sdk.adapter.tool_schema import parse_any_schema, parse_schema
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
 
 # What a caller may not set by `provider_options`: the mesh decides it, or the answer could not be read.
@@ -55,27 +58,34 @@ def to_wire(request: ChatRequest, dialect: Dialect, *, stream: bool = False) -> 
     carry, each with the path of the field; under `strict` also for parameters that would else be dropped with a
     warning.
     """
-    wire = WireRequest({"model": request.model.removeprefix(f"{dialect.provider}/")})
+    wire = WireRequest({"model": dialect.wire_name or request.model.removeprefix(f"{dialect.provider}/")})
     body = wire.body
-    body["messages"] = messages(request, dialect, wire.warnings)
+    ends: dict[int, int] | None = {} if request.HasField("cache") else None
+    body["messages"] = messages(request, dialect, wire.warnings, ends)
     _tools(request, dialect, wire)
     _sampling(request, dialect, wire)
     _format(request.response_format, dialect, wire)
     _reasoning(request, dialect, wire)
-    if request.HasField("cache"):
-        _unsupported(wire, "cache", f"{dialect.provider} chooses what to keep in its prompt cache by itself")
+    if ends is not None:
+        mark_cache(request, dialect, body, ends, wire.warnings)
     if stream:
         body["stream"] = True
         if dialect.stream_options:
             body["stream_options"] = dict(dialect.stream_options)
     if dialect.provider in request.provider_options:
-        _merge_options(request.provider_options[dialect.provider], dialect, body)
-    if request.strict and wire.warnings:
-        raise UnsupportedParameter(
-            "; ".join(warning.message for warning in wire.warnings),
-            violations=[Violation(warning.field, warning.message) for warning in wire.warnings],
-        )
+        merge_options(request.provider_options[dialect.provider], dialect.provider, body, _RESERVED)
+    if request.strict:
+        refuse_warnings(wire.warnings)
     return wire
+
+
+def refuse_warnings(warnings: Sequence[Warning]) -> None:
+    """Raises `UnsupportedParameter` for what `strict` forbids to leave out."""
+    if warnings:
+        raise UnsupportedParameter(
+            "; ".join(warning.message for warning in warnings),
+            violations=[Violation(warning.field, warning.message) for warning in warnings],
+        )
 
 
 def _sampling(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:
@@ -148,7 +158,7 @@ def _format(form: ResponseFormat, dialect: Dialect, wire: WireRequest) -> None:
             schema: dict[str, Any] = {"name": asked.name or "answer"}
             if asked.description:
                 schema["description"] = asked.description
-            schema["schema"] = _json_object(asked.schema, "response_format.json_schema.schema")
+            schema["schema"] = parse_any_schema(asked.schema, "response_format.json_schema.schema")
             if asked.HasField("strict"):
                 schema["strict"] = asked.strict
             wire.body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -224,10 +234,7 @@ def _tool(tool: Tool, path: str, dialect: Dialect, wire: WireRequest) -> dict[st
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
-    if tool.input_schema:
-        function["parameters"] = _json_object(tool.input_schema, f"{path}.input_schema")
-    else:
-        function["parameters"] = {"type": "object", "properties": {}}
+    function["parameters"] = _parameters(tool.input_schema, f"{path}.input_schema", dialect, wire)
     if tool.HasField("strict"):
         if dialect.strict_tools:
             function["strict"] = tool.strict
@@ -236,12 +243,26 @@ def _tool(tool: Tool, path: str, dialect: Dialect, wire: WireRequest) -> dict[st
     return {"type": "function", "function": function}
 
 
-def _merge_options(options: Struct, dialect: Dialect, body: dict[str, Any]) -> None:
+def _parameters(text: str, path: str, dialect: Dialect, wire: WireRequest) -> Mapping[str, Any]:
+    if dialect.schema_limits is None:
+        return parse_schema(text, path)
+    plain = plain_schema(text, path, dialect.schema_limits)
+    for loss in plain.losses:
+        message = f"{loss.field}: {loss.message}"
+        wire.warnings.append(Warning(code="schema_rewritten", message=message, field=loss.field))
+    return plain.document
+
+
+def merge_options(options: Struct, provider: str, body: dict[str, Any], reserved: Mapping[str, str]) -> None:
+    """Puts the caller's `provider_options` of `provider` into `body`.
+
+    Raises `InvalidRequest` for names in `reserved`, which map to what decides them instead.
+    """
     # A Struct has no order of its own: sorted, the same request gives the same bytes.
     for name, value in sorted(options.fields.items()):
-        path = f"provider_options.{dialect.provider}.{name}"
-        if name in _RESERVED and not (name == "n" and value.number_value == 1):
-            raise InvalidRequest.at(path, f"can't be set here: {_RESERVED[name]}")
+        path = f"provider_options.{provider}.{name}"
+        if name in reserved and not (name == "n" and value.number_value == 1):
+            raise InvalidRequest.at(path, f"can't be set here: {reserved[name]}")
         given, plain = body.get(name), plain_value(value)
         # Objects are joined, so that one more stream option does not switch usage off.
         body[name] = {**given, **plain} if isinstance(given, dict) and isinstance(plain, dict) else plain
@@ -265,16 +286,6 @@ def plain_value(value: Value) -> Any:
             return [plain_value(item) for item in value.list_value.values]
         case _:
             return None
-
-
-def _json_object(text: str, path: str) -> dict[str, Any]:
-    try:
-        value: Any = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest.at(path, f"is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidRequest.at(path, 'is not a JSON object; a JSON Schema such as {"type": "object"} is wanted')
-    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 def _unsupported(wire: WireRequest, path: str, message: str) -> None:

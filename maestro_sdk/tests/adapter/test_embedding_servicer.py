@@ -1,0 +1,120 @@
+"""An embedder behind the kit's servicer on a real socket: right vectors in order, or an error."""
+
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+import pytest
+
+from maestro.llm.v1.embedding_pb2 import Embedding, EmbedInput, EmbedRequest, EmbedResponse
+from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
+from maestro.llm.v1.usage_pb2 import Price, Usage
+from maestro_sdk.adapter.catalogue import Catalogue
+from maestro_sdk.adapter.embedding_servicer import EmbeddingServicer
+from maestro_sdk.errors import (
+    CapabilityUnavailable,
+    InvalidRequest,
+    MaestroError,
+    NotFound,
+    StreamBroken,
+    from_rpc_error,
+)
+from maestro_sdk.testing.scripted import ScriptedProvider
+from maestro_sdk.testing.servers import serve
+
+NATIVE = FeatureSupport(feature=Feature.FEATURE_EMBEDDINGS, support=Support.SUPPORT_NATIVE)
+PRICED = Model(
+    id="memory/priced",
+    provider="memory",
+    name="priced",
+    features=[NATIVE],
+    price=Price(effective_date="2026-01-01", input="0.02", output="0"),
+)
+UNKNOWN = Model(id="memory/new", provider="memory", name="new", features=[NATIVE], tags=["unknown"])
+CHATS = Model(id="memory/chats", provider="memory", name="chats")
+USAGE = Usage(input_tokens=1000)
+
+
+def vectors(*values: Sequence[float], **fields: object) -> EmbedResponse:
+    made = [Embedding(index=place, values=vector) for place, vector in enumerate(values)]
+    return EmbedResponse(embeddings=made, **fields)  # type: ignore[arg-type]
+
+
+class Memory(ScriptedProvider):
+    """Returns the given answer, whatever it is asked."""
+
+    answer: EmbedResponse = vectors([1.0, 0.0], [0.0, 1.0], usage=USAGE)
+
+    async def models(self) -> Sequence[Model]:
+        return [PRICED, UNKNOWN, CHATS]
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        copy = EmbedResponse()
+        copy.CopyFrom(self.answer)
+        return copy
+
+
+@pytest.fixture
+async def provider() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+async def stub(provider: Memory) -> AsyncIterator[EmbeddingServiceStub]:
+    async with (
+        serve(EmbeddingServicer(provider, Catalogue(provider))) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield EmbeddingServiceStub(channel)
+
+
+def ask(model: str = "memory/priced", count: int = 2) -> EmbedRequest:
+    return EmbedRequest(model=model, inputs=[EmbedInput(text=f"text {number}") for number in range(count)])
+
+
+async def fail(stub: EmbeddingServiceStub, request: EmbedRequest) -> MaestroError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Embed(request)  # type: ignore[misc]
+    return from_rpc_error(caught.value)
+
+
+async def test_names_attempt_and_cost_are_added(stub: EmbeddingServiceStub) -> None:
+    answer = await stub.Embed(ask())  # type: ignore[misc]
+    assert (answer.provider, answer.model, answer.attempt) == ("memory", "priced", 1)
+    assert (answer.cost.usd, answer.cost.price_date) == ("0.000020", "2026-01-01")
+    assert not answer.warnings
+
+
+async def test_what_nobody_knows_stays_unknown(stub: EmbeddingServiceStub, provider: Memory) -> None:
+    answer = await stub.Embed(ask("memory/new"))  # type: ignore[misc]
+    assert not answer.HasField("cost")
+    assert [(warning.code, warning.field) for warning in answer.warnings] == [("unknown_model", "model")]
+    provider.answer = vectors([1.0], [2.0])
+    assert not (await stub.Embed(ask())).HasField("cost")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        vectors(),
+        vectors([1.0]),
+        vectors([1.0], [1.0], [1.0]),
+        vectors([1.0], [1.0, 2.0]),
+        vectors([], []),
+        EmbedResponse(embeddings=[Embedding(index=1, values=[1.0]), Embedding(index=0, values=[1.0])]),
+        EmbedResponse(embeddings=[Embedding(index=0, values=[1.0]), Embedding(index=0, values=[1.0])]),
+    ],
+)
+async def test_wrong_vectors_are_never_returned(
+    stub: EmbeddingServiceStub, provider: Memory, wrong: EmbedResponse
+) -> None:
+    provider.answer = wrong
+    assert isinstance(await fail(stub, ask()), StreamBroken)
+
+
+async def test_refusals(stub: EmbeddingServiceStub) -> None:
+    assert isinstance(await fail(stub, ask("memory/gone")), NotFound)
+    assert isinstance(await fail(stub, ask("memory/chats")), CapabilityUnavailable)
+    empty = await fail(stub, ask(count=0))
+    assert isinstance(empty, InvalidRequest)
+    assert [violation.field for violation in empty.violations] == ["inputs"]
