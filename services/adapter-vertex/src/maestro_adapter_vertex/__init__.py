@@ -1,1 +1,1 @@
-"""See README.md."""
+"""The adapter for Gemini and the embedding models of Google's Vertex AI."""
