@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from maestro_sdk.adapter.plain_schema import WITHOUT_CHOICES, Limits, PlainSchema, plain_schema
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
@@ -105,6 +107,72 @@ def test_references_that_would_fill_the_memory_are_refused() -> None:
     with pytest.raises(UnsupportedParameter, match="too many schemas"):
         rewrite(given, Limits(references=False))
     assert rewrite(given).losses == ()
+
+
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf", "oneOf"])
+def test_a_root_that_holds_itself_ends(keyword: str) -> None:
+    plain = rewrite({**of(a=TEXT), keyword: [{"$ref": "#"}, {"$ref": "#"}, {"$ref": "#"}]})
+    assert plain.document == of(a=TEXT)
+    assert [loss.field for loss in plain.losses] == [f"{PATH}#/{keyword}/{number}/$ref" for number in range(3)]
+
+
+def test_choices_without_end_are_refused() -> None:
+    levels = {f"L{n}": {"anyOf": [{"$ref": f"#/$defs/L{n + 1}"}] * 2} for n in range(30)}
+    with pytest.raises(UnsupportedParameter, match="too many schemas"):
+        rewrite({"$ref": "#/$defs/L0", "$defs": {**levels, "L30": of(a=TEXT)}})
+    chain = {f"L{n}": {"$ref": f"#/$defs/L{n + 1}"} for n in range(2000)}
+    with pytest.raises(UnsupportedParameter, match="a chain of more than"):
+        rewrite({"$ref": "#/$defs/L0", "$defs": {**chain, "L2000": of(a=TEXT)}})
+    with pytest.raises(UnsupportedParameter, match="too many schemas"):
+        rewrite({**of(a={"$ref": "#/$defs/L0"}), "$defs": {**chain, "L2000": TEXT}}, Limits(references=False))
+
+
+FIELDS = st.sampled_from(["a", "b", "type", "$ref", "a/b"])
+SCHEMAS: st.SearchStrategy[Any] = st.deferred(lambda: st.booleans() | OBJECTS)
+KEYWORDS: dict[str, st.SearchStrategy[Any]] = {
+    "type": st.sampled_from(["object", "string", "array", ["object", "null"], "integer"]),
+    "properties": st.dictionaries(FIELDS, SCHEMAS, max_size=2),
+    "required": st.lists(FIELDS, max_size=2, unique=True),
+    "additionalProperties": SCHEMAS,
+    "items": SCHEMAS | st.lists(SCHEMAS, max_size=2),
+    "anyOf": st.lists(SCHEMAS, min_size=1, max_size=2),
+    "oneOf": st.lists(SCHEMAS, min_size=1, max_size=2),
+    "allOf": st.lists(SCHEMAS, min_size=1, max_size=2),
+    "not": SCHEMAS,
+    "enum": st.lists(st.sampled_from([1, "x", None, {}]), min_size=1, max_size=2),
+    "exclusiveMinimum": st.sampled_from([0, 1.5]),
+    "description": st.sampled_from(["", "text"]),
+    "$ref": st.sampled_from(["#", "#/$defs/A", "#/$defs/B", "#/$defs/B/properties/a", "#/properties/a"]),
+}
+OBJECTS = st.fixed_dictionaries({}, optional=KEYWORDS)
+ROOTS = st.fixed_dictionaries(
+    {"$defs": st.fixed_dictionaries({"A": SCHEMAS, "B": SCHEMAS})},
+    optional={**KEYWORDS, "type": st.just("object"), "$schema": st.just("http://json-schema.org/draft-07/schema#")},
+)
+LIMITS = (
+    WITHOUT_CHOICES,
+    Limits(items=True, booleans=False, references=False),
+    Limits(keys=frozenset({"type", "properties", "required"}), references=False),
+)
+
+
+@settings(max_examples=50)
+@given(ROOTS)
+def test_whatever_comes_is_a_plain_object_or_refused(schema: dict[str, Any]) -> None:
+    for limits in LIMITS:
+        try:
+            plain = rewrite(schema, limits)
+        except InvalidRequest as error:
+            told = [each.field for each in error.violations if each.message]
+        else:
+            told = [loss.field for loss in plain.losses if loss.message]
+            assert plain.document["type"] == "object"
+            assert not limits.root & plain.document.keys()
+            assert not limits.keys or plain.document.keys() <= limits.keys
+            # What comes out is sound, and there is nothing left to rewrite.
+            again = rewrite(plain.document, limits)
+            assert again.document == plain.document
+        assert all(field.startswith(f"{PATH}#") for field in told)
 
 
 def test_items_and_booleans() -> None:

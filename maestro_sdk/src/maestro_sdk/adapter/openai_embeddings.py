@@ -21,8 +21,9 @@ import orjson
 from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
 from maestro.llm.v1.embedding_pb2 import Embedding, EmbedInput, EmbedPurpose, EmbedRequest, EmbedResponse
 from maestro.llm.v1.usage_pb2 import Usage
-from maestro_sdk.adapter.chat_completions.request import merge_options, refuse_warnings
+from maestro_sdk.adapter.chat_completions.request import refuse_warnings
 from maestro_sdk.adapter.http import HttpWire
+from maestro_sdk.adapter.options import merge_options
 from maestro_sdk.errors import InvalidRequest, MaestroError, StreamBroken, UnsupportedParameter
 
 PATH = "/embeddings"
@@ -142,8 +143,7 @@ def to_wire(request: EmbedRequest, dialect: EmbeddingDialect) -> EmbeddingWire:
         _unsupported(warnings, "truncate", f"{dialect.provider} {does} an input that is too long")
     if request.HasField("normalize") and not request.normalize and dialect.normalized:
         _unsupported(warnings, "normalize", "this model's vectors always have length 1")
-    if dialect.provider in request.provider_options:
-        merge_options(request.provider_options[dialect.provider], dialect.provider, more, _RESERVED)
+    merge_options(request.provider_options, dialect.provider, more, _RESERVED)
     if request.strict:
         refuse_warnings(warnings)
     groups = _split(request.inputs, dialect)

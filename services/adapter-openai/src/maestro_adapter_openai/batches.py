@@ -29,7 +29,7 @@ from maestro_adapter_openai.batch_wire import (
 )
 from maestro_adapter_openai.files import Files
 from maestro_adapter_openai.sdk import Sdk
-from maestro_sdk.adapter.chat_completions.request import plain_value
+from maestro_sdk.adapter.options import own_options
 from maestro_sdk.errors import (
     Conflict,
     InvalidRequest,
@@ -210,9 +210,8 @@ class Batches:
             if value and len(labels) < _MOST_LABELS:
                 labels[name] = value
         fields: dict[str, Any] = {"metadata": labels}
-        if self._wire.provider in header.provider_options:
-            options = header.provider_options[self._wire.provider].fields
-            fields["extra_body"] = {name: plain_value(value) for name, value in sorted(options.items())}
+        if options := own_options(header.provider_options, self._wire.provider):
+            fields["extra_body"] = options
         return fields
 
     async def _discard(self, file_id: str) -> None:

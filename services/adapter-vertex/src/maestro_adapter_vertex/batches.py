@@ -20,8 +20,8 @@ from maestro.llm.v1.batch_pb2 import (
 from maestro_adapter_vertex.api import Api
 from maestro_adapter_vertex.batch_wire import ITEMS_LABEL, OVER, keys_of, left_over, read_results, to_batch, to_line
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
-from maestro_adapter_vertex.options import merge_patch, own_options
 from maestro_adapter_vertex.settings import VertexSettings
+from maestro_sdk.adapter.options import merge_patch, own_options
 from maestro_sdk.errors import Conflict, InvalidRequest, NotFound, ProviderAuth, StreamBroken, TooLarge
 
 MAX_INPUT = 256 * 2**20
@@ -39,7 +39,7 @@ class Batches:
 
     async def create(self, header: BatchHeader, model: VertexModel, items: AsyncIterator[BatchItem]) -> Batch:
         """Stores the items and starts a job; nothing is stored when one of them is wrong."""
-        options = own_options(header.provider_options)
+        options = own_options(header.provider_options, PROVIDER)
         place = str(options.pop(_BUCKET, "") or self._settings.batch_bucket).rstrip("/")
         if not place.startswith("gs://"):
             path = f"header.provider_options.{PROVIDER}.{_BUCKET}"

@@ -23,8 +23,8 @@ from maestro.llm.v1.message_pb2 import (
     ToolResultPart,
 )
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
-from maestro_adapter_vertex.notes import Notes
 from maestro_adapter_vertex.tools import json_object
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
 
 API = "generateContent"

@@ -12,9 +12,9 @@ import orjson
 from maestro.llm.v1 import chat_pb2
 from maestro.llm.v1.embedding_pb2 import EmbedPurpose, EmbedRequest, EmbedResponse
 from maestro.llm.v1.usage_pb2 import Usage
-from maestro_adapter_vertex.models import VertexModel
-from maestro_adapter_vertex.notes import Notes
-from maestro_adapter_vertex.options import merge_patch, own_options
+from maestro_adapter_vertex.models import PROVIDER, VertexModel
+from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.options import merge_patch, own_options
 from maestro_sdk.errors import CapabilityUnavailable, StreamBroken, UnsupportedParameter, Violation
 
 _TASKS: Mapping[int, str] = {
@@ -56,7 +56,7 @@ def to_embed_calls(request: EmbedRequest, model: VertexModel) -> EmbedCalls:
         raise CapabilityUnavailable(f"{model.model.id} has no EMBEDDINGS")
     notes = Notes(request.strict)
     texts = [_text(request, number) for number in range(len(request.inputs))]
-    options = own_options(request.provider_options)
+    options = own_options(request.provider_options, PROVIDER)
     config: dict[str, Any] = {}
     task = _TASKS.get(request.purpose)
     if request.HasField("dimensions"):

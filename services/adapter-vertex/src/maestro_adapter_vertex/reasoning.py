@@ -6,7 +6,7 @@ from typing import Any
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ReasoningEffort
 from maestro_adapter_vertex.models import Budget, VertexModel
-from maestro_adapter_vertex.notes import Notes
+from maestro_sdk.adapter.notes import Notes
 
 # From the least to the most; the wire may know one above HIGH.
 _ORDER = ("MINIMAL", "LOW", "MEDIUM", "HIGH", "XHIGH")

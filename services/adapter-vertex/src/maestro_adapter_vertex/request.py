@@ -13,11 +13,11 @@ from maestro.llm.v1.chat_pb2 import CacheTtl, ChatRequest
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_vertex.conversation import to_contents
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
-from maestro_adapter_vertex.notes import Notes
-from maestro_adapter_vertex.options import merge_patch, own_options
 from maestro_adapter_vertex.reasoning import to_thinking
 from maestro_adapter_vertex.schema import check_form
 from maestro_adapter_vertex.tools import json_object, to_tool_config, to_tools, tool_names
+from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.options import merge_patch, own_options
 from maestro_sdk.errors import InvalidRequest
 
 MAX_STOPS = 5
@@ -140,7 +140,7 @@ def _note_cache(request: ChatRequest, notes: Notes) -> None:
 
 
 def _merge_options(request: ChatRequest, body: dict[str, Any]) -> None:
-    options = own_options(request.provider_options)
+    options = own_options(request.provider_options, PROVIDER)
     if "model" in options:
         raise InvalidRequest.at(f"provider_options.{PROVIDER}.model", "belongs to the request itself")
     merge_patch(body, options)

@@ -8,8 +8,8 @@ from typing import Any, cast
 import orjson
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, Tool, ToolChoiceMode
-from maestro_adapter_vertex.notes import Notes
 from maestro_adapter_vertex.schema import to_parameters
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
 _MODES: Mapping[int, str] = {

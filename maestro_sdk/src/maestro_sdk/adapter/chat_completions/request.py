@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from google.protobuf.struct_pb2 import Struct, Value
 
 from maestro.llm.v1.chat_pb2 import (
     ChatRequest,
@@ -22,6 +20,7 @@ from maestro.llm.v1.chat_pb2 import (
 from maestro_sdk.adapter.chat_completions.caching import mark_cache
 from maestro_sdk.adapter.chat_completions.content import messages
 from maestro_sdk.adapter.chat_completions.dialect import Dialect
+from maestro_sdk.adapter.options import merge_patch, own_options, refuse_reserved
 from maestro_sdk.adapter.plain_schema import plain_schema
 from maestro_sdk.adapter.tool_schema import parse_any_schema, parse_schema
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
@@ -73,7 +72,11 @@ def to_wire(request: ChatRequest, dialect: Dialect, *, stream: bool = False) -> 
         if dialect.stream_options:
             body["stream_options"] = dict(dialect.stream_options)
     if dialect.provider in request.provider_options:
-        merge_options(request.provider_options[dialect.provider], dialect.provider, body, _RESERVED)
+        options = own_options(request.provider_options, dialect.provider)
+        if options.get("n") == 1:
+            del options["n"]
+        refuse_reserved(options, dialect.provider, _RESERVED)
+        merge_patch(body, options)
     if request.strict:
         refuse_warnings(wire.warnings)
     return wire
@@ -251,41 +254,6 @@ def _parameters(text: str, path: str, dialect: Dialect, wire: WireRequest) -> Ma
         message = f"{loss.field}: {loss.message}"
         wire.warnings.append(Warning(code="schema_rewritten", message=message, field=loss.field))
     return plain.document
-
-
-def merge_options(options: Struct, provider: str, body: dict[str, Any], reserved: Mapping[str, str]) -> None:
-    """Puts the caller's `provider_options` of `provider` into `body`.
-
-    Raises `InvalidRequest` for names in `reserved`, which map to what decides them instead.
-    """
-    # A Struct has no order of its own: sorted, the same request gives the same bytes.
-    for name, value in sorted(options.fields.items()):
-        path = f"provider_options.{provider}.{name}"
-        if name in reserved and not (name == "n" and value.number_value == 1):
-            raise InvalidRequest.at(path, f"can't be set here: {reserved[name]}")
-        given, plain = body.get(name), plain_value(value)
-        # Objects are joined, so that one more stream option does not switch usage off.
-        body[name] = {**given, **plain} if isinstance(given, dict) and isinstance(plain, dict) else plain
-
-
-def plain_value(value: Value) -> Any:
-    """A `Value` as JSON data. Whole numbers become ints: a Struct knows only doubles, and servers refuse 5.0 for 5."""
-    match value.WhichOneof("kind"):
-        case "number_value":
-            number = value.number_value
-            if not math.isfinite(number):
-                raise InvalidRequest.at("provider_options", f"holds {number}, which JSON does not know")
-            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-        case "struct_value":
-            return {name: plain_value(item) for name, item in sorted(value.struct_value.fields.items())}
-        case "list_value":
-            return [plain_value(item) for item in value.list_value.values]
-        case _:
-            return None
 
 
 def _unsupported(wire: WireRequest, path: str, message: str) -> None:

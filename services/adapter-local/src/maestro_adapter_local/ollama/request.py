@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import orjson
-from google.protobuf.struct_pb2 import Struct
 
 from maestro.llm.v1.chat_pb2 import (
     ChatRequest,
@@ -22,11 +21,12 @@ from maestro.llm.v1.message_pb2 import ImageDetail
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_adapter_local.ollama.conversation import to_messages
 from maestro_adapter_local.ollama.failure import PROVIDER
-from maestro_sdk.adapter.chat_completions.request import plain_value
 from maestro_sdk.adapter.models import supports
+from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.options import merge_options
 from maestro_sdk.adapter.plain_schema import Limits, plain_schema
 from maestro_sdk.adapter.tool_schema import parse_any_schema
-from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
+from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
 
 JSON_INSTRUCTION = "Answer with exactly one JSON object and nothing else."
 """Ollama's JSON mode lets a model that is not told to write JSON write blanks until its tokens are used up."""
@@ -83,31 +83,6 @@ class Outgoing:
     logprobs: bool = False
 
 
-class Notes:
-    """Collects what is not done as asked; `settle` comes last, so that a strict caller hears all of it at once."""
-
-    def __init__(self, strict: bool) -> None:
-        self._strict = strict
-        self.warnings: list[Warning] = []
-
-    def unsupported(self, path: str, message: str) -> None:
-        """Notes that the field at that path is not obeyed, or only in part."""
-        self.warnings.append(Warning(code="unsupported_parameter", message=f"{path}: {message}", field=path))
-
-    def foreign(self, path: str, provider: str) -> None:
-        """Notes that a part was left out which only `provider` understands."""
-        message = f"{path} was not sent: only {provider} understands it"
-        self.warnings.append(Warning(code="foreign_content_dropped", message=message, field=path))
-
-    def settle(self) -> None:
-        """Raises `UnsupportedParameter` for everything noted, under `strict`."""
-        if self._strict and self.warnings:
-            raise UnsupportedParameter(
-                "; ".join(note.message for note in self.warnings),
-                violations=[Violation(note.field, note.message) for note in self.warnings],
-            )
-
-
 def to_wire(request: ChatRequest, facts: Facts, defaults: Defaults) -> Outgoing:
     """The wire's form of `request`, without `stream`; fields that are unset are not sent.
 
@@ -146,8 +121,7 @@ def to_wire(request: ChatRequest, facts: Facts, defaults: Defaults) -> Outgoing:
             notes.unsupported("logprobs", "this model returns no log probabilities")
     if request.HasField("cache"):
         notes.unsupported("cache", "Ollama keeps the prompt of the last call by itself")
-    if PROVIDER in request.provider_options:
-        merge_options(request.provider_options[PROVIDER], body)
+    merge_options(request.provider_options, PROVIDER, body, _RESERVED)
     notes.settle()
     return Outgoing(body, name, notes.warnings, "logprobs" in body)
 
@@ -175,24 +149,9 @@ def to_embed_wire(request: EmbedRequest, defaults: Defaults) -> Outgoing:
         body["options"] = dict(defaults.options)
     if defaults.keep_alive:
         body["keep_alive"] = _keep_alive(defaults.keep_alive)
-    if PROVIDER in request.provider_options:
-        merge_options(request.provider_options[PROVIDER], body)
+    merge_options(request.provider_options, PROVIDER, body, _RESERVED)
     notes.settle()
     return Outgoing(body, name, notes.warnings)
-
-
-def merge_options(options: Struct, body: dict[str, Any]) -> None:
-    """Merges the caller's own parameters into `body` as a merge patch: null removes, objects are joined."""
-    for name, value in sorted(options.fields.items()):
-        if name in _RESERVED:
-            raise InvalidRequest.at(f"provider_options.{PROVIDER}.{name}", f"can't be set here: {_RESERVED[name]}")
-        plain, given = plain_value(value), body.get(name)
-        if plain is None:
-            body.pop(name, None)
-        elif isinstance(plain, dict) and isinstance(given, dict):
-            body[name] = {**cast("dict[str, Any]", given), **cast("dict[str, Any]", plain)}
-        else:
-            body[name] = plain
 
 
 def _keep_alive(text: str) -> str | int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from maestro.llm.v1 import chat_pb2
 from maestro_sdk.errors import UnsupportedParameter, Violation
 
@@ -16,6 +18,17 @@ class Notes:
     def unsupported(self, field: str, message: str) -> None:
         """Notes that the field at that path is not obeyed, or only in part."""
         self.warnings.append(chat_pb2.Warning(code="unsupported_parameter", message=f"{field}: {message}", field=field))
+
+    def foreign(self, field: str, provider: str) -> None:
+        """Notes that a part was left out which only `provider` understands."""
+        message = f"{field} was not sent: only {provider} understands it"
+        self.warnings.append(chat_pb2.Warning(code="foreign_content_dropped", message=message, field=field))
+
+    def lost(self, path: str, losses: Sequence[tuple[str, str]]) -> None:
+        """Notes what a schema lost: JSON pointers within the field `path`, and why."""
+        for pointer, why in losses:
+            field = f"{path}#{pointer}"
+            self.warnings.append(chat_pb2.Warning(code="schema_rewritten", message=f"{field}: {why}", field=field))
 
     def settle(self) -> None:
         """Raises `UnsupportedParameter` for everything noted, under `strict`."""
