@@ -37,7 +37,7 @@ from maestro_sdk.conformance.suite import prove
 from maestro_sdk.testing import anthropic_messages, bedrock_converse, gemini_content, ollama_chat, openai_chat
 from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.obliging_anthropic import oblige_anthropic_account
-from maestro_sdk.testing.obliging_bedrock import oblige_bedrock
+from maestro_sdk.testing.obliging_bedrock_batches import ROLE, oblige_bedrock_account
 from maestro_sdk.testing.obliging_gemini_batches import oblige_gemini_account
 from maestro_sdk.testing.obliging_ollama import oblige_ollama
 from maestro_sdk.testing.obliging_openai import oblige_azure, oblige_openai_account
@@ -123,10 +123,13 @@ ADAPTERS = (
             "bedrock/amazon.titan-embed-text-v2:0",
             "bedrock/cohere.embed-v4:0",
         ),
-        oblige_bedrock,
+        oblige_bedrock_account,
         lambda url: {
             "region": "us-east-1",
             "base_url": url,
+            "control_url": url,
+            "s3_url": url,
+            "batch": {"bucket": "conformance", "role_arn": ROLE},
             "access_key_id": {"env": _KEY},
             "secret_access_key": {"env": _KEY},
         },

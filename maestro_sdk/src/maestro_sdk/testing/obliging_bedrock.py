@@ -37,7 +37,7 @@ PACE = 0.0005
 """Seconds between two pieces: a reader sees them one after the other."""
 
 _ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
-_STOPS = {
+STOPS = {
     FinishReason.FINISH_REASON_LENGTH: "max_tokens",
     FinishReason.FINISH_REASON_STOP_SEQUENCE: "stop_sequence",
 }
@@ -50,7 +50,7 @@ def oblige_bedrock(server: FaultServer) -> None:
     def converse(seen: Seen) -> Sequence[Step]:
         obliged = model.answer(read_bedrock(seen.json()))
         signature = "c2lnbmVk" if obliged.answer.thoughts else ""
-        answer = replace(obliged.answer, stop=_STOPS.get(obliged.reason), signature=signature)
+        answer = replace(obliged.answer, stop=STOPS.get(obliged.reason), signature=signature)
         return [Wait(PACE), *bedrock_converse.answer(answer, PACE)(seen)]
 
     def count(seen: Seen) -> Sequence[Step]:

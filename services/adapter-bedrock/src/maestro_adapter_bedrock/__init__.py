@@ -1,1 +1,1 @@
-"""See README.md."""
+"""The adapter for the models of Amazon Bedrock."""
