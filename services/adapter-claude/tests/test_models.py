@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 
 import pytest
+from anthropic.resources.messages.messages import DEPRECATED_MODELS
 
 from maestro.llm.v1.model_pb2 import Feature, Support
 from maestro.llm.v1.usage_pb2 import Usage
@@ -37,12 +39,27 @@ def test_every_model_is_complete(catalogue: dict[str, ClaudeModel]) -> None:
         assert model.family
         for feature in ("CHAT", "STREAMING", "TOOLS", "PARALLEL_TOOLS", "VISION", "JSON_SCHEMA", "REASONING"):
             assert support_of(model, Feature.Value(f"FEATURE_{feature}")) == Support.SUPPORT_NATIVE
-        # Not served by this adapter, or not by the provider.
-        for feature in ("TEMPERATURE", "SEED", "LOGPROBS", "AUDIO", "EMBEDDINGS", "TOKEN_COUNTING", "FILES", "BATCH"):
+        for feature in ("TOKEN_COUNTING", "FILES", "BATCH"):
+            assert support_of(model, Feature.Value(f"FEATURE_{feature}")) == Support.SUPPORT_NATIVE
+        assert not model.HasField("price") or model.price.batch_factor == "0.5"
+        # What the provider has not.
+        for feature in ("TEMPERATURE", "SEED", "LOGPROBS", "AUDIO", "EMBEDDINGS"):
             assert support_of(model, Feature.Value(f"FEATURE_{feature}")) == Support.SUPPORT_NONE
         forced = support_of(model, Feature.FEATURE_TOOL_CHOICE) == Support.SUPPORT_NATIVE
         assert forced == found.wire.forced_tools
         assert found.wire.adaptive or found.wire.budget
+
+
+def test_the_sdk_knows_no_other_retirement(catalogue: dict[str, ClaudeModel]) -> None:
+    """A model that the provider turns off says when."""
+    announced = {name: day for name, day in DEPRECATED_MODELS.items() if f"anthropic/{name}" in catalogue}
+    told = {found.model.name: found.model.retires for found in catalogue.values() if found.model.retires}
+    # "November 30th, 2026"
+    days = {name: re.sub(r"(?<=\d)(st|nd|rd|th)", "", day) for name, day in announced.items()}
+    assert {
+        name: datetime.datetime.strptime(f"{day} +0000", "%B %d, %Y %z").date().isoformat()
+        for name, day in days.items()
+    } == told
 
 
 def test_a_price_that_is_not_known_is_absent(catalogue: dict[str, ClaudeModel]) -> None:

@@ -72,7 +72,7 @@ async def test_the_sdk_reads_the_same_answer(raw: bytes, sdk: Any) -> None:
 
 async def test_the_sdk_sends_what_we_send(sdk: Any, ask: Any, provider_at: Any) -> None:
     """One conversation with tools, through both: method, path and body are the same."""
-    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "additionalProperties": False}
     text = {"type": "text", "text": "Weather?"}
     async with FaultServer() as server:
         server.on("POST", "/v1/messages", Headers(400), Send(b"{}"))

@@ -274,7 +274,7 @@ def _turns(*parts: Any, role: str = "ROLE_USER") -> list[Any]:
         ),
         ({"messages": [{"role": "ROLE_USER", "parts": [{"text": {"text": " \n"}}]}]}, InvalidRequest, "messages"),
         ({"tools": [{"name": "t", "input_schema": "[]"}]}, InvalidRequest, "tools[0].input_schema"),
-        ({"tools": [{"name": "t", "input_schema": '{"type":"array"}'}]}, InvalidRequest, "tools[0].input_schema"),
+        ({"tools": [{"name": "t", "input_schema": '{"type":"array"}'}]}, InvalidRequest, "tools[0].input_schema#/type"),
         ({"tools": [{"name": "a_b"}, {"name": "a.b"}]}, InvalidRequest, "tools[1].name"),
         ({"tools": [TOOL], "tool_choice": {"names": ["nope"]}}, InvalidRequest, "tool_choice.names[0]"),
         ({"tool_choice": {"mode": "TOOL_CHOICE_MODE_REQUIRED"}}, InvalidRequest, "tool_choice.mode"),
@@ -287,7 +287,7 @@ def _turns(*parts: Any, role: str = "ROLE_USER") -> list[Any]:
         ),
         ({"provider_options": {"anthropic": {"stream": True}}}, InvalidRequest, "provider_options.anthropic.stream"),
         ({"provider_options": {"anthropic": {"model": "x"}}}, InvalidRequest, "provider_options.anthropic.model"),
-        ({"provider_options": {"anthropic": {"x": [float("nan")]}}}, InvalidRequest, "provider_options.anthropic"),
+        ({"provider_options": {"anthropic": {"x": [float("nan")]}}}, InvalidRequest, "provider_options.anthropic.x[0]"),
     ],
 )
 def test_what_can_not_be_sent_names_its_place(

@@ -137,6 +137,20 @@ class Stream:
             self.failure = error
         return events
 
+    def take(self, frame: Json) -> list[ChatEvent]:
+        """The events of one event of the wire that somebody else has read; as `feed`."""
+        events: list[ChatEvent] = []
+        handler = self._handlers.get(str(frame.get("type")))
+        if handler is None or self.finished or self.failure is not None:
+            return events
+        try:
+            handler(frame, events)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            self.failure = StreamBroken(f"the provider's stream can't be read: {type(error).__name__}: {error}")
+        except MaestroError as error:
+            self.failure = error
+        return events
+
     def end(self) -> None:
         """Tells that the bytes are over. Raises the failure, or `StreamBroken` when the answer is not complete."""
         if self.failure is not None:
@@ -169,7 +183,9 @@ class Stream:
         outgoing = self._outgoing
         events.append(
             ChatEvent(
-                started=Started(response_id=message.get("id") or "", provider=PROVIDER, model=outgoing.model, attempt=1)
+                started=Started(
+                    response_id=message.get("id") or "", provider=outgoing.provider, model=outgoing.model, attempt=1
+                )
             )
         )
         for warning in outgoing.warnings:
@@ -276,8 +292,12 @@ class Stream:
             raise StreamBroken("the provider's answer ended without a stop reason")
         for block in self._blocks.values():
             self._close(block, events)
+        meaning = FINISH_REASONS.get(reason, FinishReason.FINISH_REASON_OTHER)
+        if self._calls and meaning == FinishReason.FINISH_REASON_STOP:
+            # Servers that only speak the provider's wire may end a turn with calls like any other.
+            meaning = FinishReason.FINISH_REASON_TOOL_CALLS
         finish = Finish(
-            reason=FINISH_REASONS.get(reason, FinishReason.FINISH_REASON_OTHER),
+            reason=meaning,
             raw_reason=reason,
             stop_sequence=self._stops.get("stop_sequence") or "",
         )
@@ -287,7 +307,7 @@ class Stream:
         if facts := self._provider_facts():
             metadata = Struct()
             metadata.update(facts)
-            finish.provider_metadata[PROVIDER].CopyFrom(metadata)
+            finish.provider_metadata[self._outgoing.provider].CopyFrom(metadata)
         self.finished = True
         events.append(ChatEvent(finish=finish))
 

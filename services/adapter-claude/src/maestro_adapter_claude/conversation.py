@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from binascii import b2a_base64
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -13,8 +13,8 @@ import orjson
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import DocumentPart, ImageDetail, ImagePart, Part, Role, ToolResultPart
 from maestro_adapter_claude.models import PROVIDER
-from maestro_adapter_claude.notes import Notes
 from maestro_adapter_claude.tools import json_object
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
 
 if TYPE_CHECKING:
@@ -68,11 +68,63 @@ def to_messages(
         role = "assistant" if assistant else "user"
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += content
+            content = messages[-1]["content"]
         else:
             messages.append({"role": role, "content": content})
+        if not assistant and len(content) > 1 and _comes_late(content):
+            # The wire wants results at once after their calls; whatever else was said stays in order behind them.
+            content.sort(key=_behind_results)
     if not messages:
         raise InvalidRequest.at("messages", "nothing in them can be sent: no text, no content")
     return messages
+
+
+def is_result(block: Any) -> bool:
+    """Whether a block of the wire is the result of a tool."""
+    return isinstance(block, dict) and cast("Block", block)["type"] == "tool_result"
+
+
+def _comes_late(content: Sequence[Any]) -> bool:
+    """Whether a result of a tool stands behind something else."""
+    other = False
+    for block in content:
+        if not is_result(block):
+            other = True
+        elif other:
+            return True
+    return False
+
+
+def _behind_results(block: Any) -> bool:
+    return not is_result(block)
+
+
+def find_places(request: ChatRequest, model: str, tool_names: Mapping[str, str]) -> list[list[Place]]:
+    """Where the blocks of each message of the wire come from: the order in which `to_messages` made them."""
+    blocks = _Blocks(model, tool_names, Notes(strict=False))
+    places: list[list[Place]] = []
+    last: bool | None = None
+    for number, message in enumerate(request.messages):
+        assistant = message.role == Role.ROLE_ASSISTANT
+        every = [(number, position) for position in range(len(message.parts))]
+        made = [place for place in every if blocks.make(message.parts[place[1]], place, assistant) is not None]
+        if made and assistant is last:
+            places[-1] += made
+        elif made:
+            places.append([*made])
+            last = assistant
+        if made and not assistant:
+            places[-1].sort(key=lambda place: not _holds_result(request, place))
+    return places
+
+
+def _holds_result(request: ChatRequest, place: Place) -> bool:
+    return request.messages[place[0]].parts[place[1]].WhichOneof("kind") == "tool_result"
+
+
+def path_of(place: Place) -> str:
+    """The path of a part: `messages[0].parts[1]`."""
+    return _path(place)
 
 
 class _Blocks:

@@ -10,6 +10,7 @@ import orjson
 from maestro_adapter_claude.models import PROVIDER
 from maestro_sdk.adapter.http import retry_after
 from maestro_sdk.errors import (
+    CapabilityUnavailable,
     ContentPolicy,
     ContextTooLong,
     InvalidRequest,
@@ -36,6 +37,9 @@ _BY_CODE: dict[str, type[MaestroError]] = {
     "cmek_key_network_blocked": ProviderAuth,
     "compaction_unavailable": Overloaded,
     "request_body_too_large_after_decoding": TooLarge,
+    # Files that were uploaded never come back; those that the provider's own tools made do.
+    "file_not_downloadable": CapabilityUnavailable,
+    "storage_quota_exceeded": ProviderQuota,
 }
 
 _BY_TYPE: dict[str, type[MaestroError]] = {
@@ -60,6 +64,7 @@ _BY_STATUS: dict[int, type[MaestroError]] = {
     409: UpstreamError,
     413: TooLarge,
     429: RateLimited,
+    503: Overloaded,
     504: Timeout,
     529: Overloaded,
 }
@@ -86,7 +91,8 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str]) -> MaestroErr
     document = _object(body)
     error = _mapping(document.get("error"))
     kind = str(error.get("type") or "")
-    code = str(_mapping(error.get("details")).get("error_code") or "")
+    details = _mapping(error.get("details"))
+    code = str(details.get("error_code") or "")
     text = str(error.get("message") or "") or f"HTTP {status} without an explanation"
     cls = _class(status, kind, code, text)
     metadata = {"provider": PROVIDER, "upstream_status": str(status)}
@@ -94,6 +100,9 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str]) -> MaestroErr
         metadata["upstream_code"] = code or kind
     if request_id := headers.get("request-id") or str(document.get("request_id") or ""):
         metadata["request_id"] = request_id
+    if isinstance(paths := details.get("paths"), list) and paths:
+        # Places in the request, in the provider's own words: `messages.0.content.1`.
+        metadata["upstream_paths"] = ", ".join(str(path) for path in cast("list[Any]", paths))
     wait = None if cls is ProviderQuota else retry_after(headers)
     found = cls(f"Anthropic: {text}{_ADVICE.get(cls, '')}", retry_after=wait, metadata=metadata)
     if status == 409 or kind == "conflict_error":

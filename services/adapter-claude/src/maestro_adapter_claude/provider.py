@@ -1,23 +1,45 @@
-"""Claude as a source of answers: one POST to `/v1/messages` per request."""
+"""Claude as a source of answers: one POST to `/v1/messages` per request; beside that counts, batches and files."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from typing import IO, TYPE_CHECKING, cast
 
 import orjson
 
+from maestro.llm.v1.batch_pb2 import (
+    Batch,
+    BatchHeader,
+    BatchItem,
+    BatchItemResult,
+    ListBatchesRequest,
+    ListBatchesResponse,
+)
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest
+from maestro.llm.v1.file_pb2 import File, FileHeader, ListFilesRequest, ListFilesResponse
 from maestro.llm.v1.model_pb2 import Model
 from maestro_adapter_claude import models
+from maestro_adapter_claude.batches import Batches
+from maestro_adapter_claude.claude_code.provider import INSTALL, ClaudeCodeProvider, is_installed
+from maestro_adapter_claude.files import Files
+from maestro_adapter_claude.location import locate
 from maestro_adapter_claude.models import PROVIDER, ClaudeModel
+from maestro_adapter_claude.sdk import Sdk
 from maestro_adapter_claude.settings import ClaudeSettings
-from maestro_adapter_claude.translate import Outgoing, Stream, to_error, to_events, to_wire
+from maestro_adapter_claude.translate import Outgoing, Stream, read_count, to_count, to_error, to_events, to_wire
+from maestro_sdk.adapter.group import ProviderGroup
 from maestro_sdk.adapter.http import HttpWire, drain
-from maestro_sdk.errors import MaestroError, NotFound, ProviderAuth
+from maestro_sdk.adapter.provider import Provider
+from maestro_sdk.errors import InvalidRequest, MaestroError, NotFound, ProviderAuth
+from maestro_sdk.service.config_file import ConfigError
 from maestro_sdk.service.settings import AdapterConfig, Config
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
 PATH = "/v1/messages"
+COUNT_PATH = "/v1/messages/count_tokens"
 
 
 class ClaudeProvider:
@@ -36,18 +58,33 @@ class ClaudeProvider:
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
         )
+        self._sdk = Sdk(settings)
+        self._files = Files(self._sdk)
+        self._batches = Batches(
+            self._sdk, self._translate, frozenset(found.model.name for found in self._models.values())
+        )
 
     @classmethod
-    def from_config(cls, config: Config, adapter: AdapterConfig) -> ClaudeProvider:
-        """The provider that `adapters.claude` of the configuration describes. Raises `ConfigError`."""
-        return cls(adapter.settings_as(ClaudeSettings))
+    def from_config(cls, config: Config, adapter: AdapterConfig) -> Provider:
+        """The provider that `adapters.claude` of the configuration describes. Raises `ConfigError`.
+
+        With `claude_code.enabled` it is a group: Anthropic's API and Claude Code.
+        """
+        settings = adapter.settings_as(ClaudeSettings)
+        api = cls(settings)
+        if not settings.claude_code.enabled:
+            return api
+        if not is_installed():
+            path = "adapters.claude.settings.claude_code.enabled"
+            raise ConfigError([config.problem_at(path, f"is true, but {INSTALL}")])
+        return ProviderGroup(cls.name, [api, ClaudeCodeProvider(settings, models.load(settings.models))])
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Sequence[ChatEvent]]:
         """Answers piece by piece; see `Provider.stream`."""
         outgoing = self._translate(request)
         body = orjson.dumps({**outgoing.body, "stream": True})
         answer = Stream(outgoing)
-        with _about(request.model):
+        with _about(request, outgoing):
             async with self._wire.stream(PATH, body, self._headers(outgoing)) as chunks:
                 async for chunk in chunks:
                     events = answer.feed(chunk)
@@ -64,9 +101,62 @@ class ClaudeProvider:
     async def complete(self, request: ChatRequest) -> Sequence[ChatEvent]:
         """Answers at once, through the unary endpoint; see `Completer`."""
         outgoing = self._translate(request)
-        with _about(request.model):
+        with _about(request, outgoing):
             content = await self._wire.post(PATH, orjson.dumps(outgoing.body), self._headers(outgoing))
             return to_events(content, outgoing)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """The input tokens of `request`, as the provider counts them."""
+        outgoing = self._translate(request)
+        with _about(request, outgoing):
+            content = await self._wire.post(COUNT_PATH, orjson.dumps(to_count(outgoing)), self._headers(outgoing))
+            return read_count(content)
+
+    async def upload_file(self, header: FileHeader, content: IO[bytes]) -> File:
+        """Stores a file at the provider; see `Files.upload`."""
+        return await self._files.upload(header, content)
+
+    async def get_file(self, file_id: str) -> File:
+        """The facts about a file."""
+        return await self._files.get(file_id)
+
+    async def list_files(self, request: ListFilesRequest) -> ListFilesResponse:
+        """Files, newest first."""
+        return await self._files.list(request)
+
+    async def download_file(self, file_id: str) -> AsyncIterator[bytes]:
+        """The bytes of a file that the provider's own tools made."""
+        async with aclosing(cast("AsyncGenerator[bytes]", self._files.download(file_id))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def delete_file(self, file_id: str) -> None:
+        """Deletes a file."""
+        await self._files.delete(file_id)
+
+    async def create_batch(self, header: BatchHeader, items: AsyncIterator[BatchItem]) -> Batch:
+        """Starts a message batch; see `Batches.create`."""
+        return await self._batches.create(header, items)
+
+    async def get_batch(self, batch_id: str) -> Batch:
+        """A message batch."""
+        return await self._batches.get(batch_id)
+
+    async def list_batches(self, request: ListBatchesRequest) -> ListBatchesResponse:
+        """Message batches, newest first."""
+        return await self._batches.list(request)
+
+    async def cancel_batch(self, batch_id: str) -> Batch:
+        """Asks to stop a message batch."""
+        return await self._batches.cancel(batch_id)
+
+    async def batch_results(self, batch_id: str) -> AsyncIterator[Sequence[BatchItemResult]]:
+        """What came of a message batch."""
+        async with aclosing(
+            cast("AsyncGenerator[Sequence[BatchItemResult]]", self._batches.results(batch_id))
+        ) as results:
+            async for some in results:
+                yield some
 
     async def models(self) -> Sequence[Model]:
         """The models of `models.yaml`, and those that the operator added."""
@@ -74,11 +164,12 @@ class ClaudeProvider:
 
     async def check(self) -> str:
         """Whether there is a key; the provider itself is not asked, since that would cost its rate limits."""
-        return "" if self._settings.api_key.get() else self._missing_key()
+        return "" if self._settings.api_key.get() else self._settings.missing_key()
 
     async def close(self) -> None:
         """Closes all connections."""
         await self._wire.close()
+        await self._sdk.close()
 
     def _translate(self, request: ChatRequest) -> Outgoing:
         return to_wire(request, self._model(request.model), self._settings.default_max_tokens)
@@ -92,26 +183,22 @@ class ClaudeProvider:
     def _headers(self, outgoing: Outgoing) -> Mapping[str, str]:
         key = self._settings.api_key.get()
         if not key:
-            raise ProviderAuth(self._missing_key())
+            raise ProviderAuth(self._settings.missing_key())
         # The provider's SDK sends the key as a bearer token since API version 2026-10-21.
         headers = {"authorization": f"Bearer {key}"}
         if betas := (*self._settings.betas, *outgoing.betas):
             headers["anthropic-beta"] = ",".join(betas)
         return headers
 
-    def _missing_key(self) -> str:
-        secret = self._settings.api_key
-        if secret.env:
-            return f"there is no API key: set {secret.env} to a key of the Claude console"
-        return f"there is no API key: {secret.file} is missing or empty"
-
 
 @contextmanager
-def _about(model: str) -> Generator[None]:
-    """Adds provider and model to the facts of an error."""
+def _about(request: ChatRequest, outgoing: Outgoing) -> Generator[None]:
+    """Adds provider and model to the facts of an error, and the field of the request that a refusal names."""
     try:
         yield
     except MaestroError as error:
         error.metadata.setdefault("provider", PROVIDER)
-        error.metadata.setdefault("model", model)
+        error.metadata.setdefault("model", request.model)
+        if isinstance(error, InvalidRequest):
+            locate(error, request, outgoing)
         raise

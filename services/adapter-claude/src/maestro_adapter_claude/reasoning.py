@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ReasoningEffort
 from maestro_adapter_claude.models import ClaudeModel
-from maestro_adapter_claude.notes import Notes
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:

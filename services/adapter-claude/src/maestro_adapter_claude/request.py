@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
-
-from google.protobuf.struct_pb2 import Struct, Value
 
 from maestro.llm.v1 import chat_pb2
 from maestro.llm.v1.chat_pb2 import CacheTtl, ChatRequest
 from maestro_adapter_claude.conversation import to_messages
 from maestro_adapter_claude.models import PROVIDER, ClaudeModel
-from maestro_adapter_claude.notes import Notes
 from maestro_adapter_claude.reasoning import reason
-from maestro_adapter_claude.tools import parse_schema, to_tool_choice, to_tools, tool_names
+from maestro_adapter_claude.schema import fit_schema
+from maestro_adapter_claude.tools import to_tool_choice, to_tools, tool_names
+from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.options import merge_patch, own_options, refuse_reserved
 from maestro_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from anthropic.types import CacheControlEphemeralParam
 
 MAX_CACHE_POINTS = 4
+_RESERVED: Mapping[str, str] = {"model": "the model is chosen by `model`", "stream": "the kind of the call decides"}
 JSON_INSTRUCTION = "Answer with exactly one JSON object and nothing else: no other text and no code fence around it."
 
 _TTL: Mapping[CacheTtl.ValueType, Literal["5m", "1h"]] = {CacheTtl.CACHE_TTL_5M: "5m", CacheTtl.CACHE_TTL_1H: "1h"}
@@ -40,6 +40,8 @@ class Outgoing:
     """The contract's name by the wire's, for the tools whose names the wire does not take."""
     betas: Sequence[str] = ()
     """Names for the header `anthropic-beta`."""
+    provider: str = PROVIDER
+    """Who answers, as the mesh calls it."""
 
 
 def to_wire(request: ChatRequest, model: ClaudeModel, default_max_tokens: int) -> Outgoing:
@@ -52,7 +54,7 @@ def to_wire(request: ChatRequest, model: ClaudeModel, default_max_tokens: int) -
     cache = _Cache(request, notes)
     name = model.model.name
     names = tool_names(request.tools)
-    tools = to_tools(request, names, model, cache.control if cache.tools else None)
+    tools = to_tools(request, names, model, cache.control if cache.tools else None, notes)
     choice = to_tool_choice(request, names, model, notes)
     messages = to_messages(request, name, names, cache.messages, cache.control, notes)
     reasoning = reason(request, model, default_max_tokens, messages, choice, notes)
@@ -73,7 +75,7 @@ def to_wire(request: ChatRequest, model: ClaudeModel, default_max_tokens: int) -
     if reasoning.effort:
         config["effort"] = reasoning.effort
     if request.response_format.WhichOneof("kind") == "json_schema":
-        config["format"] = _schema_format(request)
+        config["format"] = _schema_format(request, notes)
     if config:
         body["output_config"] = config
     _refuse_sampling(request, notes)
@@ -132,9 +134,12 @@ def _system(request: ChatRequest, cache: _Cache, notes: Notes) -> str | list[dic
     return blocks
 
 
-def _schema_format(request: ChatRequest) -> dict[str, Any]:
+def _schema_format(request: ChatRequest, notes: Notes) -> dict[str, Any]:
     wanted = request.response_format.json_schema
-    schema = dict(parse_schema(wanted.schema, "response_format.json_schema.schema"))
+    path = "response_format.json_schema.schema"
+    fitted, losses = fit_schema(wanted.schema, path)
+    notes.lost(path, losses)
+    schema = dict(fitted)
     # The wire has no name and no description for a schema; the schema itself has.
     if wanted.name:
         schema.setdefault("title", wanted.name)
@@ -150,50 +155,11 @@ def _refuse_sampling(request: ChatRequest, notes: Notes) -> None:
 
 
 def _merge_options(request: ChatRequest, body: dict[str, Any]) -> Sequence[str]:
-    """Merges the caller's own parameters into `body` as a merge patch (null removes); returns the `betas` of them."""
-    if PROVIDER not in request.provider_options:
-        return ()
-    options = _plain_struct(request.provider_options[PROVIDER])
-    for name in ("model", "stream"):
-        if name in options:
-            raise InvalidRequest.at(f"provider_options.{PROVIDER}.{name}", "belongs to the request itself")
+    """Merges the caller's own parameters into `body`; returns the `betas` of them."""
+    options = own_options(request.provider_options, PROVIDER)
+    refuse_reserved(options, PROVIDER, _RESERVED)
     betas = options.pop("betas", ())
     if not isinstance(betas, list | tuple):
         raise InvalidRequest.at(f"provider_options.{PROVIDER}.betas", "is not a list")
-    _merge(body, options)
+    merge_patch(body, options)
     return [str(beta) for beta in cast("Sequence[Any]", betas)]
-
-
-def _merge(target: dict[str, Any], patch: Mapping[str, Any]) -> None:
-    for name, value in patch.items():
-        if value is None:
-            target.pop(name, None)
-        elif isinstance(value, dict) and isinstance(below := target.get(name), dict):
-            _merge(cast("dict[str, Any]", below), cast("dict[str, Any]", value))
-        else:
-            target[name] = value
-
-
-def _plain_struct(struct: Struct) -> dict[str, Any]:
-    # A Struct keeps no order; the same options have to give the same prompt, or the provider's cache misses.
-    return {name: _plain(struct.fields[name]) for name in sorted(struct.fields)}
-
-
-def _plain(value: Value) -> Any:
-    match value.WhichOneof("kind"):
-        case "number_value":
-            # A Struct knows doubles only, the wire wants `1024`, not `1024.0`.
-            number = value.number_value
-            if not math.isfinite(number):
-                raise InvalidRequest.at("provider_options.anthropic", f"holds {number}, which JSON does not know")
-            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-        case "struct_value":
-            return _plain_struct(value.struct_value)
-        case "list_value":
-            return [_plain(item) for item in value.list_value.values]
-        case _:
-            return None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, Tool, ToolChoiceMode
 from maestro_adapter_claude.models import ClaudeModel
-from maestro_adapter_claude.notes import Notes
+from maestro_adapter_claude.schema import fit_schema
+from maestro_adapter_claude.tool_input import fit_input
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def to_tools(
     names: Mapping[str, str],
     model: ClaudeModel,
     cache_control: CacheControlEphemeralParam | None,
+    notes: Notes,
 ) -> list[ToolParam]:
     """The tools that the request offers; the last one carries `cache_control` where given."""
     allowed = _allowed(request, model)
@@ -44,7 +46,7 @@ def to_tools(
             continue
         wire: ToolParam = {
             "name": names.get(tool.name, tool.name),
-            "input_schema": _schema(tool.input_schema, f"tools[{number}].input_schema"),
+            "input_schema": _schema(tool, f"tools[{number}].input_schema", notes),
         }
         if tool.description:
             wire["description"] = tool.description
@@ -103,31 +105,14 @@ def to_tool_choice(
     return wire
 
 
-def _schema(text: str, path: str) -> Any:
-    """A tool's schema as it was given, order of keys and numbers included."""
-    if not text:
-        return {"type": "object", "properties": {}}
-    schema = parse_schema(text, path)
-    kind = schema.get("type")
-    if kind is None:
-        return {"type": "object", **schema}
-    if kind != "object":
-        raise InvalidRequest.at(path, f"is of type {kind!r}, not object")
-    return orjson.Fragment(text)
-
-
-def parse_schema(text: str, path: str) -> Mapping[str, Any]:
-    """A JSON Schema. Raises `InvalidRequest` at `path` for what is no JSON object."""
-    schema = _read_schema(text)
-    if schema is None:
-        raise InvalidRequest.at(path, "is not a JSON object")
+def _schema(tool: Tool, path: str, notes: Notes) -> Any:
+    """The schema of a tool's input; a strict one is within the subset that the provider enforces."""
+    schema, losses = fit_input(tool.input_schema, path)
+    if tool.strict:
+        schema, inner = fit_schema(bytes(orjson.dumps(schema)).decode(), path)
+        losses = (*losses, *inner)
+    notes.lost(path, losses)
     return schema
-
-
-@lru_cache(maxsize=512)
-def _read_schema(text: str) -> Mapping[str, Any] | None:
-    # An agent sends the same schemas with each of its turns.
-    return json_object(text)
 
 
 def json_object(text: str) -> dict[str, Any] | None:
