@@ -56,7 +56,8 @@ async def each(*items: BatchItem) -> AsyncIterator[BatchItem]:
 
 
 def header(**fields: Any) -> BatchHeader:
-    return BatchHeader(**{"model": "openai/gpt-4.1", **fields})
+    given: dict[str, Any] = {"model": "openai/gpt-4.1", **fields}
+    return BatchHeader(**given)
 
 
 async def results(openai: OpenAIProvider, batch_id: str) -> dict[str, BatchItemResult]:

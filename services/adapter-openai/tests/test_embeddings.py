@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from maestro.llm.v1.embedding_pb2 import EmbedPurpose, EmbedRequest
@@ -26,8 +28,8 @@ from maestro_sdk.testing.servers import Aimock
 SMALL = "openai/text-embedding-3-small"
 
 
-def texts(*given: str, model: str = SMALL, **fields: object) -> EmbedRequest:
-    request = EmbedRequest(model=model, **fields)  # type: ignore[arg-type]
+def texts(*given: str, model: str = SMALL, **fields: Any) -> EmbedRequest:
+    request = EmbedRequest(model=model, **fields)
     for text in given:
         request.inputs.add(text=text)
     return request

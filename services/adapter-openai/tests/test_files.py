@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -29,8 +30,8 @@ INPUT = FilePurpose.FILE_PURPOSE_JOB_INPUT
 OUTPUT = FilePurpose.FILE_PURPOSE_JOB_OUTPUT
 
 
-def header(filename: str = "facts.pdf", purpose: FilePurpose.ValueType = CONTENT, **fields: object) -> FileHeader:
-    return FileHeader(filename=filename, purpose=purpose, mime_type="application/pdf", **fields)  # type: ignore[arg-type]
+def header(filename: str = "facts.pdf", purpose: FilePurpose.ValueType = CONTENT, **fields: Any) -> FileHeader:
+    return FileHeader(filename=filename, purpose=purpose, mime_type="application/pdf", **fields)
 
 
 async def test_the_whole_life_of_a_file(server: FaultServer, openai: OpenAIProvider) -> None:

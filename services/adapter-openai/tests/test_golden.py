@@ -27,7 +27,9 @@ STREAMS = sorted(path.stem for path in GOLDEN.glob("streams/*.sse"))
 def test_request(name: str) -> None:
     text = (GOLDEN / f"requests/{name}.request.json").read_text(encoding="utf-8")
     request = ParseDict(json.loads(text), ChatRequest())
-    wire = to_wire(request, models()[request.model.removeprefix("openai/")].dialect, stream=name in {"text", "options"})
+    dialect = models()[request.model.removeprefix("openai/")].dialect
+    assert dialect is not None
+    wire = to_wire(request, dialect, stream=name in {"text", "options"})
     warnings = [MessageToDict(warning, preserving_proto_field_name=True) for warning in wire.warnings]
     check(GOLDEN / f"requests/{name}.wire.json", {"body": json.loads(wire.encode()), "warnings": warnings})
 

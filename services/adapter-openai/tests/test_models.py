@@ -46,6 +46,7 @@ def test_models_of_the_example_configuration_are_there() -> None:
     assert (sol.model.context_window, sol.model.max_output_tokens) == (1_050_000, 128_000)
     # It can't stop reasoning, and OpenAI takes tools beside reasoning only on another wire.
     assert not supports(sol.model, Feature.FEATURE_TOOLS)
+    assert sol.dialect is not None
     assert "off" not in sol.dialect.efforts
 
 
@@ -78,7 +79,9 @@ def test_extra_entries_change_fields_and_add_models() -> None:
     )
     assert (found["o3"].model.context_window, found["o3"].model.max_output_tokens) == (5, 100_000)
     assert not found["gpt-7"].model.HasField("price")
-    assert (found["gpt-7"].dialect.seed, found["gpt-7"].dialect.temperature) == (True, False)
+    added = found["gpt-7"].dialect
+    assert added is not None
+    assert (added.seed, added.temperature) == (True, False)
 
 
 @pytest.mark.parametrize(
