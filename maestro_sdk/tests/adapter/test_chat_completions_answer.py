@@ -340,7 +340,7 @@ def test_the_worst_that_a_filter_found_is_kept() -> None:
         chunk({"content": "d"}, **found(hate=(False, "high"))),
         chunk({}, "stop"),
     )
-    facts = fold(read(data, FILTERED)).provider_metadata["azure"]["content_filter_results"]
+    facts: Any = fold(read(data, FILTERED)).provider_metadata["azure"]["content_filter_results"]
     assert facts["hate"]["filtered"] is True
     assert facts["hate"]["severity"] == "low"
     assert facts["violence"]["severity"] == "medium"
@@ -354,7 +354,7 @@ def test_what_a_filter_found_in_the_prompt_is_no_beginning() -> None:
     events = read(sse(first, chunk({"content": "a"}), chunk({}, "stop")), FILTERED)
     assert [event.WhichOneof("kind") for event in events] == ["started", "text", "finish"]
     assert events[0].started.response_id == "r1"
-    kept = events[-1].finish.provider_metadata["azure"]["prompt_filter_results"]
+    kept: Any = events[-1].finish.provider_metadata["azure"]["prompt_filter_results"]
     assert kept[0]["content_filter_results"]["hate"]["severity"] == "safe"
 
 

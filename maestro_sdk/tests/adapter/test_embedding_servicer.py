@@ -1,6 +1,9 @@
 """An embedder behind the kit's servicer on a real socket: right vectors in order, or an error."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -22,6 +25,9 @@ from maestro_sdk.errors import (
 from maestro_sdk.testing.scripted import ScriptedProvider
 from maestro_sdk.testing.servers import serve
 
+if TYPE_CHECKING:
+    from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceAsyncStub
+
 NATIVE = FeatureSupport(feature=Feature.FEATURE_EMBEDDINGS, support=Support.SUPPORT_NATIVE)
 PRICED = Model(
     id="memory/priced",
@@ -35,9 +41,9 @@ CHATS = Model(id="memory/chats", provider="memory", name="chats")
 USAGE = Usage(input_tokens=1000)
 
 
-def vectors(*values: Sequence[float], **fields: object) -> EmbedResponse:
+def vectors(*values: Sequence[float], **fields: Any) -> EmbedResponse:
     made = [Embedding(index=place, values=vector) for place, vector in enumerate(values)]
-    return EmbedResponse(embeddings=made, **fields)  # type: ignore[arg-type]
+    return EmbedResponse(embeddings=made, **fields)
 
 
 class Memory(ScriptedProvider):
@@ -60,37 +66,38 @@ async def provider() -> Memory:
 
 
 @pytest.fixture
-async def stub(provider: Memory) -> AsyncIterator[EmbeddingServiceStub]:
+async def stub(provider: Memory) -> AsyncIterator[EmbeddingServiceAsyncStub]:
     async with (
         serve(EmbeddingServicer(provider, Catalogue(provider))) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        yield EmbeddingServiceStub(channel)
+        stub: EmbeddingServiceAsyncStub = EmbeddingServiceStub(channel)
+        yield stub
 
 
 def ask(model: str = "memory/priced", count: int = 2) -> EmbedRequest:
     return EmbedRequest(model=model, inputs=[EmbedInput(text=f"text {number}") for number in range(count)])
 
 
-async def fail(stub: EmbeddingServiceStub, request: EmbedRequest) -> MaestroError:
+async def fail(stub: EmbeddingServiceAsyncStub, request: EmbedRequest) -> MaestroError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Embed(request)  # type: ignore[misc]
+        await stub.Embed(request)
     return from_rpc_error(caught.value)
 
 
-async def test_names_attempt_and_cost_are_added(stub: EmbeddingServiceStub) -> None:
-    answer = await stub.Embed(ask())  # type: ignore[misc]
+async def test_names_attempt_and_cost_are_added(stub: EmbeddingServiceAsyncStub) -> None:
+    answer = await stub.Embed(ask())
     assert (answer.provider, answer.model, answer.attempt) == ("memory", "priced", 1)
     assert (answer.cost.usd, answer.cost.price_date) == ("0.000020", "2026-01-01")
     assert not answer.warnings
 
 
-async def test_what_nobody_knows_stays_unknown(stub: EmbeddingServiceStub, provider: Memory) -> None:
-    answer = await stub.Embed(ask("memory/new"))  # type: ignore[misc]
+async def test_what_nobody_knows_stays_unknown(stub: EmbeddingServiceAsyncStub, provider: Memory) -> None:
+    answer = await stub.Embed(ask("memory/new"))
     assert not answer.HasField("cost")
     assert [(warning.code, warning.field) for warning in answer.warnings] == [("unknown_model", "model")]
     provider.answer = vectors([1.0], [2.0])
-    assert not (await stub.Embed(ask())).HasField("cost")  # type: ignore[misc]
+    assert not (await stub.Embed(ask())).HasField("cost")
 
 
 @pytest.mark.parametrize(
@@ -106,13 +113,13 @@ async def test_what_nobody_knows_stays_unknown(stub: EmbeddingServiceStub, provi
     ],
 )
 async def test_wrong_vectors_are_never_returned(
-    stub: EmbeddingServiceStub, provider: Memory, wrong: EmbedResponse
+    stub: EmbeddingServiceAsyncStub, provider: Memory, wrong: EmbedResponse
 ) -> None:
     provider.answer = wrong
     assert isinstance(await fail(stub, ask()), StreamBroken)
 
 
-async def test_refusals(stub: EmbeddingServiceStub) -> None:
+async def test_refusals(stub: EmbeddingServiceAsyncStub) -> None:
     assert isinstance(await fail(stub, ask("memory/gone")), NotFound)
     assert isinstance(await fail(stub, ask("memory/chats")), CapabilityUnavailable)
     empty = await fail(stub, ask(count=0))

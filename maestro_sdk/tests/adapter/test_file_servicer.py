@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 import grpc
 import pytest
@@ -63,7 +63,7 @@ async def stub(store: Store) -> AsyncIterator[Any]:
 
 
 def header(**fields: Any) -> UploadFileRequest:
-    told = {"filename": "facts.txt", "purpose": FilePurpose.FILE_PURPOSE_CONTENT, **fields}
+    told: dict[str, Any] = {"filename": "facts.txt", "purpose": FilePurpose.FILE_PURPOSE_CONTENT, **fields}
     return UploadFileRequest(header=FileHeader(**told))
 
 
@@ -171,7 +171,7 @@ def test_any_range_of_any_pieces(offset: int, limit: int | None, pieces: list[in
         store, context = Store(), Context()
         store.pieces = pieces
         content = CONTENT[:300]
-        kept = await ObligingFiles.upload_file(store, FileHeader(filename="x"), _Readable(content))  # type: ignore[arg-type]
+        kept = await ObligingFiles.upload_file(store, FileHeader(filename="x"), cast("IO[bytes]", _Readable(content)))
         fields = {"offset": offset} if limit is None else {"offset": offset, "limit": limit}
         await FileServicer(store).DownloadFile(DownloadFileRequest(file_id=kept.file_id, **fields), context)
         return context.got

@@ -35,7 +35,7 @@ class Plain(ScriptedProvider):
 
     def __init__(self, provider: str, reason: str = "") -> None:
         super().__init__()
-        self.providers = (provider,)
+        self.providers: Sequence[str] = (provider,)
         self.reason = reason
         self.failure: Exception | None = None
         self.closed = False

@@ -33,7 +33,7 @@ async def ask(server: FaultServer) -> AsyncIterator[Ask]:
         yield call
 
 
-def form(filename: str = "a.jsonl", content: bytes = b"{}", **fields: str) -> aiohttp.FormData:
+def form(filename: str = "a.jsonl", content: bytes = b"{}", **fields: Any) -> aiohttp.FormData:
     made = aiohttp.FormData()
     for name, value in fields.items():
         made.add_field(name.replace("__", "[") + ("]" if "__" in name else ""), value)
@@ -78,7 +78,7 @@ async def test_without_a_key_or_a_version(server: FaultServer, ask: Ask) -> None
     ],
 )
 async def test_uploads_that_are_refused(
-    server: FaultServer, ask: Ask, fields: dict[str, str], param: str | None
+    server: FaultServer, ask: Ask, fields: dict[str, Any], param: str | None
 ) -> None:
     account = OpenAIAuxiliary(server)
     status, document = await ask("POST", "/v1/files", data=form(**fields))
