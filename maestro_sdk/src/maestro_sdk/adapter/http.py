@@ -25,6 +25,7 @@ ToError = Callable[[int, bytes, Mapping[str, str]], MaestroError]
 Hear = Callable[[Mapping[str, str]], None]
 """Takes the headers of an answer that was given; names in any case."""
 
+_MOST_URLS = 1024
 LINGER = 0.05
 """Seconds that a connection gets to end by itself after the answer has."""
 _FAILURES = (TimeoutError, aiohttp.ClientError, OSError)
@@ -142,6 +143,8 @@ class HttpWire:
     def _url(self, path: str) -> URL:
         url = self._urls.get(path)
         if url is None:
+            if len(self._urls) >= _MOST_URLS:
+                self._urls.clear()  # Paths may hold identifiers: those of yesterday's batches are not asked for again.
             # What is percent-encoded stays so, letter by letter: a signature may cover it.
             url = self._urls[path] = URL(self._base_url + path, encoded="%" in path)
         return url
