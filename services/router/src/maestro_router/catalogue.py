@@ -91,23 +91,16 @@ class AdapterWatch:
             reason = f"it serves {served}, the mesh speaks {SPI_VERSION}: upgrade the adapter"
             self._change(state=pb.ADAPTER_STATE_INCOMPATIBLE, reason=reason, version=info.version, models=())
             return
+        models = await self._read_models(stub)
         if not info.ready:
-            self._unready(info)
+            self._unready(info, models)
             return
-        found: list[Model] = []
-        token = ""
-        while True:
-            page = await stub.ListModels(ListModelsRequest(page_token=token), timeout=_CALL_TIMEOUT)
-            found += page.models
-            token = page.next_page_token
-            if not token:
-                break
         self._change(
             state=pb.ADAPTER_STATE_SERVING,
             reason="",
             version=info.version,
             providers=tuple(info.providers),
-            models=tuple(found),
+            models=models,
         )
 
     async def _read_reason(self, stub: ModelServiceAsyncStub) -> None:
@@ -115,14 +108,26 @@ class AdapterWatch:
         if info.ready:
             self._change(state=pb.ADAPTER_STATE_DOWN, reason="draining")
         else:
-            self._unready(info)
+            # Who asks for one of its models should hear what is missing, not that there is no such model.
+            self._unready(info, await self._read_models(stub))
 
-    def _unready(self, info: GetInfoResponse) -> None:
+    async def _read_models(self, stub: ModelServiceAsyncStub) -> tuple[Model, ...]:
+        found: list[Model] = []
+        token = ""
+        while True:
+            page = await stub.ListModels(ListModelsRequest(page_token=token), timeout=_CALL_TIMEOUT)
+            found += page.models
+            token = page.next_page_token
+            if not token:
+                return tuple(found)
+
+    def _unready(self, info: GetInfoResponse, models: tuple[Model, ...]) -> None:
         self._change(
             state=pb.ADAPTER_STATE_UNCONFIGURED,
             reason=info.not_ready_reason,
             version=info.version,
             providers=tuple(info.providers),
+            models=models,
         )
 
     def _change(self, **facts: object) -> None:

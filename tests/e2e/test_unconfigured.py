@@ -1,0 +1,43 @@
+"""Adapters without credentials: they run, say what is missing, and nobody is sent there."""
+
+from pathlib import Path
+from typing import Any
+
+from maestro_sdk.testing.callers import Caller, question
+from maestro_sdk.testing.mesh import MeshProcess
+
+KEY = "mk-alpha-0123456789"
+MISSING = {
+    "claude": ("anthropic/claude-sonnet-5-5", "ANTHROPIC_API_KEY"),
+    "openai": ("openai/gpt-5.1", "OPENAI_API_KEY"),
+    "vertex": ("vertex/gemini-2.5-flash", "GOOGLE_CLOUD_PROJECT"),
+    "bedrock": ("bedrock/amazon.nova-pro-v1:0", "AWS_"),
+}
+PORTS = {name: f"127.0.0.1:{50061 + number}" for number, name in enumerate((*MISSING, "local"))}
+CONFIG: dict[str, Any] = {
+    "gateway": {"keys": [{"tenant": "alpha", "key": {"env": "MAESTRO_KEY"}}]},
+    "adapters": {name: {"module": f"maestro_adapter_{name}", "address": address} for name, address in PORTS.items()},
+    "routes": {"default": {"targets": ["local/offline"]}},
+    "aliases": {},
+}
+
+
+async def test_what_is_missing_is_told_and_nothing_else_suffers(tmp_path: Path):
+    # No folder of the user's own, whose files the clouds' SDKs would find.
+    environment = {
+        "MAESTRO_KEY": KEY,
+        "HOME": str(tmp_path),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_GCE_CHECK": "true",
+    }
+    async with MeshProcess(tmp_path, CONFIG, environment) as mesh, Caller(mesh.url, KEY) as caller:
+        assert (await caller.chat(question("hello"))).json()["provider"] == "local"
+        adapters = {found["name"]: found for found in (await caller.get("/v1/router/backends")).json()["adapters"]}
+        for name, (model, variable) in MISSING.items():
+            assert adapters[name]["state"] == "unconfigured"
+            assert variable in adapters[name]["reason"]
+            answer = await caller.chat(question("hello", model=model))
+            error = answer.json()["error"]
+            assert (answer.status, error["reason"]) == (503, "NO_BACKEND")
+            assert variable in error["message"]
+        assert adapters["local"]["state"] == "serving"
