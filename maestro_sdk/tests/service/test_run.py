@@ -19,7 +19,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from maestro.llm.v1 import chat_pb2, chat_pb2_grpc, embedding_pb2, embedding_pb2_grpc, message_pb2, model_pb2
+from maestro.llm.v1 import chat_pb2, chat_pb2_grpc, embedding_pb2, message_pb2, model_pb2
 from maestro_sdk.adapter.service import adapter
 from maestro_sdk.errors import UpstreamError, from_rpc_error
 from maestro_sdk.service.channel import open_channel
@@ -219,8 +219,8 @@ async def test_a_wrong_configuration_ends_with_2_and_all_problems(tmp_path: Path
     ]
 
 
-class Provider(embedding_pb2_grpc.EmbeddingServiceServicer):
-    """A provider that serves embeddings, too."""
+class Provider:
+    """A provider that makes embeddings, too."""
 
     name = "adapter-x"
     providers: Sequence[str] = ("x",)
@@ -240,7 +240,7 @@ class Provider(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def close(self) -> None:
         self.closed = True
 
-    async def Embed(self, request: embedding_pb2.EmbedRequest, context: Any) -> embedding_pb2.EmbedResponse:
+    async def embed(self, request: embedding_pb2.EmbedRequest) -> embedding_pb2.EmbedResponse:
         return embedding_pb2.EmbedResponse()
 
 
@@ -258,7 +258,7 @@ async def test_an_adapter_serves_its_provider_and_closes_it() -> None:
         assert [type(servicer).__name__ for servicer in service.servicers] == [
             "ChatServicer",
             "ModelServicer",
-            "Provider",
+            "EmbeddingServicer",
         ]
         assert await service.ready() == "no key"
         assert not provider.closed
