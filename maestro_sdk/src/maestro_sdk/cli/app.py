@@ -137,10 +137,20 @@ def chat(
 
 
 @app.command(rich_help_panel=_ASK)
-def models(*, as_json: Json = False, url: Url = None, key: Key = None, data: Data = None) -> None:
+def models(
+    name: Annotated[str, typer.Argument(help="Only those whose name holds this text.")] = "",
+    *,
+    features: Annotated[
+        bool, typer.Option("--features", help="Show every feature, also what nearly all have.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+) -> None:
     """List the models, routes and aliases that a request may name."""
     answer = _ask(_target(url, key, data), "GET", "/v1/models")
-    _show(answer, views.model_table(answer), as_json=as_json)
+    _show(answer, views.model_table(answer, name, every_feature=features), as_json=as_json)
 
 
 @app.command(rich_help_panel=_ASK)

@@ -57,6 +57,16 @@ def process_table(data: Mapping[str, Any]) -> Table:
     return table
 
 
+# What a model of today has; a list of differences is shorter to read.
+_USUAL = frozenset(
+    (
+        *("chat", "streaming", "system_prompt", "stop_sequences", "temperature", "seed"),
+        *("parallel_tools", "tool_choice", "streamed_tool_args"),
+    )
+)
+_NUMBERS = frozenset({"pid", "restarts", "context", "in $", "out $"})
+
+
 def provider_table(health: Mapping[str, Any]) -> Table:
     """The providers of the gateway's health answer, and the adapters that brought none."""
     table = _table("provider", "state", "models", "why")
@@ -72,23 +82,36 @@ def provider_table(health: Mapping[str, Any]) -> Table:
     return table
 
 
-def model_table(answer: Mapping[str, Any]) -> Table:
-    """The models, routes and aliases of `GET /v1/models`."""
-    table = _table("model", "context", "features")
+def model_table(answer: Mapping[str, Any], name: str = "", *, every_feature: bool = False) -> Table:
+    """The models, routes and aliases of `GET /v1/models` whose name holds `name`; prices per million tokens.
+
+    Features that nearly every model has are left out unless `every_feature`.
+    """
+    table = _table("model", "context", "in $", "out $", "features")
     for each in answer["data"]:
-        features = ", ".join(
-            name.lower() + ("" if support == "native" else f" ({support})")
-            for name, support in each["features"].items()
-            if support != "none"
-        )
+        if name not in each["id"]:
+            continue
+        features = [
+            feature.lower() + ("" if support == "native" else f" ({support})")
+            for feature, support in each["features"].items()
+            if support != "none" and (every_feature or feature.lower() not in _USUAL)
+        ]
         window = each.get("context_window")
-        table.add_row(each["id"], f"{window:,}" if window else "", features)
-    for each in answer.get("routes", []):
+        price: Mapping[str, str] = each.get("price") or {}
         table.add_row(
-            f"[bold]{escape(each['name'])}[/bold]", "", f"{each['strategy']}: {escape(', '.join(each['models']))}"
+            escape(each["id"]),
+            f"{window:,}" if window else "",
+            price.get("input", ""),
+            price.get("output", ""),
+            ", ".join(features),
         )
-    for name, target in answer.get("aliases", {}).items():
-        table.add_row(f"[bold]{escape(name)}[/bold]", "", f"→ {escape(target)}")
+    for each in answer.get("routes", []):
+        if name in each["name"]:
+            told = f"{each['strategy']}: {escape(', '.join(each['models']))}"
+            table.add_row(f"[bold]{escape(each['name'])}[/bold]", "", "", "", told)
+    for alias, target in answer.get("aliases", {}).items():
+        if name in alias:
+            table.add_row(f"[bold]{escape(alias)}[/bold]", "", "", "", f"→ {escape(target)}")
     return table
 
 
@@ -120,9 +143,7 @@ def _coloured(state: str) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in _unique(columns):
-        table.add_column(
-            column, overflow="fold", justify="right" if column in {"pid", "restarts", "context"} else "left"
-        )
+        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
     return table
 
 
