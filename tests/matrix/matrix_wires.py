@@ -122,7 +122,9 @@ def _chat_completions(name: str, model: Model, dialect: chat_completions.Dialect
     def send(request: ChatRequest) -> Sent:
         out = chat_completions.to_wire(request, dialect, stream=True)
         return Sent(
-            plain(out.body), out.warnings, lambda: chat_completions.Stream(dialect, model.name, warnings=out.warnings)
+            plain(out.body),
+            out.warnings,
+            lambda: chat_completions.Stream(dialect, model.name, warnings=out.warnings, tool_names=out.tool_names),
         )
 
     def to_error(status: int, body: bytes, headers: Mapping[str, str]) -> MaestroError:

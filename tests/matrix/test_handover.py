@@ -93,3 +93,26 @@ def test_a_part_that_is_only_a_signature(maker: str, reader: str) -> None:
         # The signed part had no text: what is left is the one text, and nothing empty beside it.
         assert content == TEXT or len(content) == 1
     assert TEXT in texts(turns[1])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {"bedrock", "nova"}])
+def test_what_only_another_one_understands_is_dropped_and_told(name: str, strict: bool) -> None:
+    """It is no parameter: `strict` does not forbid what the contract demands."""
+    request = conversation("foreign_state")
+    request.strict = strict
+    sent = wire(name).ask(request)
+    [warning] = sent.warnings
+    assert (warning.code, warning.field) == ("foreign_content_dropped", "messages[1].parts[2].opaque")
+    assert "elsewhere" in warning.message
+
+
+@pytest.mark.parametrize("name", ["anthropic", "openai", "azure"])
+def test_calls_of_tools_that_are_offered_no_more(name: str) -> None:
+    """Another provider took their names as they are; here they would be refused."""
+    request = conversation("odd_names")
+    request.ClearField("tools")
+    sent = wire(name).ask(request)
+    written = json.dumps(sent.body)
+    assert "files.read" not in written
+    assert "files_read" in written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,23 @@ def test_the_answer_is_the_same_everywhere(name: str) -> None:
     assert len({part.index for part in answer.parts}) == len(answer.parts)
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (120, 60)
     assert not answer.usage.estimated
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tools_are_called_by_the_names_that_were_given(name: str) -> None:
+    """Whatever a provider has to call them: names with dots, long ones, and such that another one would become."""
+    given = ["files.read", "files_read", f"{'a' * 63}.b"]
+    request = conversation("plain")
+    for each in given:
+        request.tools.add(name=each, input_schema='{"type":"object","properties":{}}')
+    if name in {"bedrock", "nova"}:
+        del request.tools[1]  # Two names that become one are refused there.
+        given.pop(1)
+    sent = wire(name).ask(request)
+    sent_names = re.findall(r'"name": "([^"]+)"', json.dumps(sent.body))
+    assert len(set(sent_names)) == len(given)
+    answer = fold(answered(name, sent, Answer(calls=tuple(ToolCall(f"c_{each}", each, {}) for each in sent_names))))
+    assert [part.tool_call.name for part in answer.parts if part.HasField("tool_call")] == given
 
 
 @pytest.mark.parametrize("name", NAMES)

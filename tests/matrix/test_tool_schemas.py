@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from maestro.llm.v1.chat_pb2 import ChatRequest, Tool
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro_sdk.adapter.tool_schema import parse_schema
 from maestro_sdk.errors import UnsupportedParameter
+from maestro_sdk.testing import strict_schemas
 
 CORPUS = Path(__file__).parents[1] / "fixtures" / "schemas"
 FILES = sorted(file.stem for file in CORPUS.glob("*.json"))
@@ -29,6 +31,8 @@ _STRANGE = {
     ("edge-names", "unicode"),
     ("pydantic-unicode", "vermessen"),
 }
+STRICT_WIRES = ("openai", "azure")
+"""Where `strict` is taken with a subset of schemas."""
 STRANGE_NAMES = {"anthropic": _STRANGE, "bedrock": _STRANGE}
 
 
@@ -126,3 +130,57 @@ def test_the_corpus_is_wide_and_its_values_tell_schemas_apart() -> None:
     # Of nearly all schemas both allowed and forbidden arguments are known.
     both = [place for place in tools if {True, False} <= set(judged(*place)[1])]
     assert len(both) >= 0.85 * len(tools)
+
+
+def test_strict_tools_are_enforceable_or_told() -> None:
+    """`strict` is sent only with schemas that are taken so, which then judge as the given ones do."""
+    kept = dict.fromkeys(STRICT_WIRES, 0)
+    for name, file in product(STRICT_WIRES, FILES):
+        for number, tool in enumerate(corpus(file)):
+            label = f"{file}/{tool['name']} on {name}"
+            given = tool["input_schema"]
+            asked = ask(given)
+            asked.tools[0].strict = True
+            sent = wire(name).ask(asked)
+            function = sent.body["tools"][0]["function"]
+            assert strict_schemas.openai(function["parameters"], function.get("strict")) == [], label
+            dropped = [each for each in sent.warnings if each.field == "tools[0].strict"]
+            if "strict" not in function:
+                assert [each.code for each in dropped] == ["schema_rewritten"], label
+                assert "tools[0].input_schema#" in dropped[0].message, label
+                assert strict_schemas.openai(given, strict=True), label
+                asked.strict = True
+                with pytest.raises(UnsupportedParameter) as caught:
+                    wire(name).ask(asked)
+                assert "tools[0].strict" in [each.field for each in caught.value.violations], label
+                continue
+            assert function["strict"] is True, label
+            assert dropped == [], label
+            kept[name] += 1
+            after = Judge(function["parameters"])
+            values, before = judged(file, number)
+            for value, allowed in zip(values, before, strict=True):
+                if allowed is not None and not told(sent):
+                    assert after.judge(value) in {None, allowed}, f"{label}: {json.dumps(value)}"
+    assert min(kept.values()) >= 5
+
+
+@pytest.mark.parametrize("name", STRICT_WIRES)
+def test_strict_answers_are_enforceable_or_told(name: str) -> None:
+    kept = 0
+    for file in FILES:
+        for tool in corpus(file):
+            request = ask("")
+            request.ClearField("tools")
+            request.response_format.json_schema.schema = json.dumps(tool["input_schema"])
+            request.response_format.json_schema.strict = True
+            sent = wire(name).ask(request)
+            made = sent.body["response_format"]["json_schema"]
+            told = [(each.code, each.field) for each in sent.warnings]
+            if made["strict"]:
+                assert strict_schemas.openai(made["schema"], strict=True) == [], f"{file}/{tool['name']}"
+                assert told == []
+                kept += 1
+            else:
+                assert told == [("schema_rewritten", "response_format.json_schema.strict")]
+    assert kept >= 5

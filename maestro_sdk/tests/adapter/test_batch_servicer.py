@@ -221,6 +221,21 @@ async def test_what_is_not_known_stays_unknown(stub: Any, memory: Memory) -> Non
     assert told["failed"].error == failed
 
 
+async def test_a_model_that_is_gone_is_looked_for_once(stub: Any, memory: Memory, monkeypatch: Any) -> None:
+    looks: list[str] = []
+    models = memory.models
+
+    async def look() -> Sequence[Model]:
+        looks.append("")
+        return await models()
+
+    monkeypatch.setattr(memory, "models", look)
+    answer = ChatResponse(provider="memory", model="gone", usage=USAGE)
+    memory.results = [BatchItemResult(item_id=str(number), chat=answer) for number in range(50)]
+    assert len(await results(stub)) == 50
+    assert len(looks) == 1
+
+
 async def test_what_the_provider_says_itself_stays(stub: Any, memory: Memory) -> None:
     answer = ChatResponse(provider="memory", model="big", usage=USAGE)
     answer.cost.usd = "7"

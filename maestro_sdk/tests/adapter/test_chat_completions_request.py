@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from google.protobuf.json_format import ParseDict
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
-from maestro_sdk.adapter.chat_completions import Dialect, to_wire
+from maestro_sdk.adapter.chat_completions import Dialect, Stream, to_wire
+from maestro_sdk.adapter.strict_subset import OPENAI_STRICT
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
 
 LOCAL = Dialect(provider="local")
@@ -241,9 +243,82 @@ def test_tools_that_a_model_cannot_call_are_refused() -> None:
 
 
 def test_tool_names_of_a_dialect() -> None:
+    call = {"tool_call": {"call_id": "c", "name": "files.read"}}
+    gone = {"tool_call": {"call_id": "d", "name": "gone.tool"}}
+    asked = request(
+        call,
+        gone,
+        role="ROLE_ASSISTANT",
+        tools=[{"name": "files_read"}, {"name": "files.read"}, {"name": "a" * 65}],
+        tool_choice={"mode": "TOOL_CHOICE_MODE_NAMED", "names": ["files.read"]},
+    )
+    dialect = replace(LOCAL, tool_name_length=64)
+    wire = to_wire(asked, dialect)
+    offered = [tool["function"]["name"] for tool in wire.body["tools"]]
+    assert offered[0] == "files_read"
+    assert all(re.fullmatch("[a-zA-Z0-9_-]{1,64}", name) for name in offered)
+    assert len(set(offered)) == 3
+    assert wire.body["tool_choice"]["function"]["name"] == offered[1]
+    called = [call["function"]["name"] for call in wire.body["messages"][0]["tool_calls"]]
+    assert called == [offered[1], "gone_tool"]
+    assert wire.tool_names == {offered[1]: "files.read", offered[2]: "a" * 65, "gone_tool": "gone.tool"}
+    assert to_wire(asked, LOCAL).tool_names == {}
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_renamed_tools_come_back_under_their_names(streamed: bool) -> None:
+    wire = to_wire(request(tools=[{"name": "files.read"}]), replace(LOCAL, tool_name_length=64))
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "files_read", "arguments": "{}"}}
+    choice = {"index": 0, "delta" if streamed else "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}
+    body = orjson.dumps({"id": "x", "choices": [choice]})
+    stream = Stream(LOCAL, "m", tool_names=wire.tool_names)
+    events = stream.feed(b"data: " + body + b"\n\ndata: [DONE]\n\n") if streamed else stream.whole(body)
+    assert [event.tool_call.name for event in events if event.HasField("tool_call")] == ["files.read"]
+
+
+CLOSED = '{"type":"object","properties":{"a":{"type":"string"}},"required":["a"],"additionalProperties":false}'
+OPEN = '{"type":"object","properties":{"a":{"type":"string"}}}'
+
+
+def test_strict_tools_outside_the_subset_are_sent_without_strict() -> None:
+    dialect = replace(LOCAL, strict_subset=OPENAI_STRICT)
+    tools = [
+        {"name": "closed", "input_schema": CLOSED, "strict": True},
+        {"name": "open", "input_schema": OPEN, "strict": True},
+        {"name": "none", "strict": True},
+        {"name": "lax", "input_schema": OPEN, "strict": False},
+    ]
+    wire = to_wire(request(tools=tools), dialect)
+    closed, opened, none, lax = (tool["function"] for tool in wire.body["tools"])
+    assert closed["strict"] is none["strict"] is True
+    assert none["parameters"] == {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+    assert "strict" not in opened
+    assert opened["parameters"] == orjson.loads(OPEN)
+    assert lax["strict"] is False
+    [warning] = wire.warnings
+    assert (warning.code, warning.field) == ("schema_rewritten", "tools[1].strict")
+    assert "tools[1].input_schema#/additionalProperties: " in warning.message
+    assert "tools[1].input_schema#/properties/a: " in warning.message
     with pytest.raises(UnsupportedParameter) as caught:
-        to_wire(request(tools=[{"name": "a"}, {"name": "files.read"}]), replace(LOCAL, tool_name_pattern="[a-z]+"))
-    assert [violation.field for violation in caught.value.violations] == ["tools[1].name"]
+        to_wire(request(tools=tools, strict=True), dialect)
+    assert [violation.field for violation in caught.value.violations] == ["tools[1].strict"]
+    assert to_wire(request(tools=tools[1:2]), LOCAL).body["tools"][0]["function"]["strict"] is True
+
+
+@pytest.mark.parametrize(("schema", "kept"), [(CLOSED, True), (OPEN, False)])
+def test_a_strict_answer_outside_the_subset_is_sent_without_strict(schema: str, kept: bool) -> None:
+    form = {"json_schema": {"schema": schema, "strict": True}}
+    wire = to_wire(request(response_format=form), replace(LOCAL, strict_subset=OPENAI_STRICT))
+    assert wire.body["response_format"]["json_schema"]["strict"] is kept
+    assert wire.body["response_format"]["json_schema"]["schema"] == orjson.loads(schema)
+    fields = [(warning.code, warning.field) for warning in wire.warnings]
+    assert fields == ([] if kept else [("schema_rewritten", "response_format.json_schema.strict")])
+
+
+def test_foreign_content_is_dropped_under_strict_too() -> None:
+    foreign = {"opaque": {"json": "{}"}, "origin": {"provider": "elsewhere"}}
+    wire = to_wire(request({"text": {"text": "a"}}, foreign, strict=True), LOCAL)
+    assert [warning.code for warning in wire.warnings] == ["foreign_content_dropped"]
 
 
 def test_content_that_dialects_may_take() -> None:

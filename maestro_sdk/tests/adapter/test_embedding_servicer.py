@@ -108,6 +108,8 @@ async def test_what_nobody_knows_stays_unknown(stub: EmbeddingServiceAsyncStub, 
         vectors([1.0], [1.0], [1.0]),
         vectors([1.0], [1.0, 2.0]),
         vectors([], []),
+        vectors([1.0, float("nan")], [1.0, 2.0]),
+        vectors([1.0, 2.0], [float("-inf"), float("inf")]),
         EmbedResponse(embeddings=[Embedding(index=1, values=[1.0]), Embedding(index=0, values=[1.0])]),
         EmbedResponse(embeddings=[Embedding(index=0, values=[1.0]), Embedding(index=0, values=[1.0])]),
     ],
@@ -125,3 +127,8 @@ async def test_refusals(stub: EmbeddingServiceAsyncStub) -> None:
     empty = await fail(stub, ask(count=0))
     assert isinstance(empty, InvalidRequest)
     assert [violation.field for violation in empty.violations] == ["inputs"]
+
+
+async def test_streams_beside_a_large_answer_do_not_wait(stub: EmbeddingServiceAsyncStub, provider: Memory) -> None:
+    provider.answer = vectors(*([0.5] * 1536 for _ in range(500)))
+    assert len((await stub.Embed(ask(count=500))).embeddings) == 500

@@ -100,7 +100,8 @@ async def test_the_whole_life_of_a_file(stub: Any) -> None:
 
 
 async def test_a_mime_type_that_is_given_stays(stub: Any) -> None:
-    assert (await upload(stub, header(mime_type="text/x-log"), *data())).mime_type == "text/x-log"
+    for kind in ("text/x-log", "image/svg+xml", 'text/plain; charset="utf-8"', "text/csv;header=present"):
+        assert (await upload(stub, header(mime_type=kind), *data())).mime_type == kind
     assert (await upload(stub, header(filename="strange"), *data())).mime_type == "application/octet-stream"
 
 
@@ -115,6 +116,9 @@ async def test_a_mime_type_that_is_given_stays(stub: Any) -> None:
         ([header(size_bytes=len(CONTENT) + 1), *data()], InvalidRequest, "header.size_bytes"),
         ([header(size_bytes=0), *data()], InvalidRequest, "header.size_bytes"),
         ([header(filename="a/b"), *data()], InvalidRequest, "header.filename"),
+        ([header(mime_type="text/plain\r\nX-Other: 1"), *data()], InvalidRequest, "header.mime_type"),
+        ([header(mime_type="text/plain\n"), *data()], InvalidRequest, "header.mime_type"),
+        ([header(mime_type="clé"), *data()], InvalidRequest, "header.mime_type"),
         ([header(), *data(bytes(5000))], TooLarge, ""),
     ],
 )

@@ -233,3 +233,24 @@ async def test_headers_of_a_good_answer_are_heard() -> None:
         assert (server.requests[1].path, server.requests[1].query) == ("/good", "version=1")
         assert server.requests[1].headers["authorization"] == "Bearer t"
         await wire.close()
+
+
+@pytest.mark.parametrize("call", ["post", "get", "stream"])
+async def test_no_redirect_is_followed(call: str) -> None:
+    """Keys and prompts go where the configuration says: a redirect is a refusal."""
+    async with FaultServer() as server, FaultServer() as other:
+        for method in ("POST", "GET"):
+            server.on(method, "/v1/x", Headers(307, {"location": f"{other.url}/v1/x"}), Send(b"over there"))
+            other.on(method, "/v1/x", SendJson({}))
+        wire = HttpWire(server.url, {"x-api-key": "secret"}, to_error)
+        with pytest.raises(InvalidRequest, match="307 over there"):
+            match call:
+                case "post":
+                    await wire.post("/v1/x", b"{}")
+                case "get":
+                    await wire.get("/v1/x")
+                case _:
+                    async with wire.stream("/v1/x", b"{}"):
+                        pass
+        await wire.close()
+        assert not other.requests

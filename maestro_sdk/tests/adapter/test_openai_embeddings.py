@@ -1,7 +1,10 @@
 """The embeddings wire: what is sent for a request, how long lists are split, and how answers are read."""
 
+import asyncio
 import base64
+import itertools
 import struct
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,7 +20,7 @@ from maestro_sdk.adapter.http import HttpWire
 from maestro_sdk.adapter.openai_embeddings import Answer, EmbeddingDialect, Embeddings, join, read, to_wire
 from maestro_sdk.errors import InvalidRequest, RateLimited, StreamBroken, UnsupportedParameter
 from maestro_sdk.testing import openai_chat
-from maestro_sdk.testing.faults import FaultServer, Headers, Seen, SendJson, Step
+from maestro_sdk.testing.faults import FaultServer, Headers, Seen, Send, SendJson, Step
 
 PLAIN = EmbeddingDialect("compatible")
 SMALL = EmbeddingDialect("compatible", max_inputs=3, max_tokens=20)
@@ -211,6 +214,50 @@ async def test_a_server_without_base64_is_asked_for_decimals_from_then_on(server
         assert response.response_id.startswith("embd_")
         assert not response.HasField("usage")
     assert [seen.json()["encoding_format"] for seen in server.requests] == ["base64", "float", "float"]
+
+
+async def test_a_large_answer_is_read_beside_the_loop(server: FaultServer, wire: HttpWire) -> None:
+    """An answer of 25 MB takes a second to read: streams of others go on meanwhile."""
+    count, length = 500, 3072
+    body = answer(*[encoded(*([0.25] * length))] * count)
+    server.on("POST", "/v1/embeddings", Send(body))
+    beats: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.001)
+
+    heart = asyncio.create_task(beat())
+    request = texts(*["a"] * count, normalize=True)
+    found = await Embeddings(wire).embed(request, PLAIN)
+    heart.cancel()
+    assert len(found.embeddings) == count
+    assert found.embeddings[-1].values[0] == pytest.approx(length**-0.5)
+    # Scaling alone is a million and a half roots and divisions, 0.3 s and more.
+    assert max(after - before for before, after in itertools.pairwise(beats)) < 0.2
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        encoded(1.0, float("nan")),
+        encoded(float("inf"), 1.0),
+        encoded(float("inf"), float("-inf")),
+        [1e39, 1.0],
+        base64.b64encode(b"12345").decode(),
+        encoded(1.0)[:-1],
+        encoded(1.0) + "\n",
+    ],
+)
+def test_what_is_no_number_is_no_vector(vector: Any) -> None:
+    with pytest.raises(StreamBroken, match="can't be read"):
+        read(answer(vector), PLAIN, 1)
+
+
+def test_usage_below_zero_is_none() -> None:
+    with pytest.raises(StreamBroken, match="negative"):
+        read(answer([1.0], usage={"prompt_tokens": -1}), PLAIN, 1)
 
 
 async def test_the_first_failure_of_several_calls_ends_the_request(server: FaultServer, wire: HttpWire) -> None:

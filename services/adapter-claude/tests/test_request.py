@@ -275,7 +275,16 @@ def _turns(*parts: Any, role: str = "ROLE_USER") -> list[Any]:
         ({"messages": [{"role": "ROLE_USER", "parts": [{"text": {"text": " \n"}}]}]}, InvalidRequest, "messages"),
         ({"tools": [{"name": "t", "input_schema": "[]"}]}, InvalidRequest, "tools[0].input_schema"),
         ({"tools": [{"name": "t", "input_schema": '{"type":"array"}'}]}, InvalidRequest, "tools[0].input_schema#/type"),
-        ({"tools": [{"name": "a_b"}, {"name": "a.b"}]}, InvalidRequest, "tools[1].name"),
+        (
+            {
+                "messages": [
+                    {"role": "ROLE_USER", "parts": [{"text": {"text": "hi"}}]},
+                    {"role": "ROLE_ASSISTANT", "parts": [{"opaque": {"json": "{}"}}]},
+                ]
+            },
+            InvalidRequest,
+            "messages[1].parts[0].origin",
+        ),
         ({"tools": [TOOL], "tool_choice": {"names": ["nope"]}}, InvalidRequest, "tool_choice.names[0]"),
         ({"tool_choice": {"mode": "TOOL_CHOICE_MODE_REQUIRED"}}, InvalidRequest, "tool_choice.mode"),
         ({"tools": [TOOL], "tool_choice": {"mode": "TOOL_CHOICE_MODE_NAMED"}}, InvalidRequest, "tool_choice.names"),

@@ -208,7 +208,7 @@ async def test_words_before_results(ask: Any, provider_at: Any) -> None:
         "hurry",
         "now",
     ]
-    assert find_places(request, "claude-sonnet-5", {})[2] == [(2, 0), (4, 1), (3, 0), (3, 1), (4, 0)]
+    assert find_places(request, "claude-sonnet-5")[2] == [(2, 0), (4, 1), (3, 0), (3, 1), (4, 0)]
 
 
 @WAYS

@@ -22,7 +22,7 @@ from maestro_sdk.adapter.fold import fold
 from maestro_sdk.adapter.models import supports
 from maestro_sdk.errors import NotFound, RateLimited, StreamBroken, Unimplemented, UnsupportedParameter, UpstreamError
 from maestro_sdk.testing import openai_chat
-from maestro_sdk.testing.faults import FaultServer, Headers, SendJson
+from maestro_sdk.testing.faults import FaultServer, Headers, Send, SendJson, Wait
 from maestro_sdk.testing.servers import Aimock, free_port
 from maestro_sdk.testing.wire import ToolCall
 
@@ -240,7 +240,11 @@ def test_odd_entries_of_a_list_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"servers": [{"name": "a", "base_url": "localhost:1"}]}, "not an address such as"),
+        ({"servers": [{"name": "a", "base_url": "localhost:1"}]}, "not an http or https address such as"),
+        ({"servers": [{"name": "a", "base_url": "http://x:99999"}]}, "not an http or https address such as"),
+        ({"servers": [{"name": "a", "base_url": "http://x y"}]}, "not an http or https address such as"),
+        ({"offline": {"names": ["hashing"]}}, "two built-in models are named 'hashing'"),
+        ({"offline": {"names": ["offline"]}}, "two built-in models are named 'offline'"),
         (
             {"servers": [{"name": "a", "base_url": "http://x", "features": ["SIGHT"]}]},
             "'SIGHT' is not one of STREAMING",
@@ -254,3 +258,30 @@ def test_odd_entries_of_a_list_are_passed_over() -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         LocalSettings.model_validate(wrong)
+
+
+def test_an_embedder_alone_is_enough_to_serve(tmp_path: Path) -> None:
+    settings = LocalSettings.model_validate(
+        {"offline": {"enabled": False}, "hashing": False, "embedder": {"path": tmp_path}}
+    )
+    assert settings.embedder is not None
+
+
+@pytest.mark.parametrize("api", ["openai", "ollama"])
+async def test_a_server_that_sends_a_byte_now_and_then_holds_up_nobody(api: str) -> None:
+    slowly = [step for _ in range(100) for step in (Send(b" "), Wait(0.02))]
+    async with FaultServer() as server:
+        server.on("GET", "/models", *slowly)
+        server.on("GET", "/api/tags", *slowly)
+        fields = {"name": "slow", "base_url": server.url, "api": api, "list_timeout": 0.05}
+        provider = LocalProvider(LocalSettings.model_validate({"servers": [fields]}))
+        async with asyncio.timeout(1.5):
+            assert "local/offline" in {model.id for model in await provider.models()}
+        assert provider.problems() == ["slow: it did not tell its models within 0.15 s"]
+        await provider.close()
+
+
+def test_a_window_that_is_true_is_unknown() -> None:
+    assert [served.context_window for served in read_listing(b'{"data": [{"id": "m", "max_model_len": true}]}')] == [
+        None
+    ]

@@ -330,11 +330,40 @@ def test_an_operator_tells_prices() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://r.openai.azure.com/", "https://r.openai.azure.com"),
+        ("https://r.openai.azure.com/openai", "https://r.openai.azure.com"),
+        ("https://r.openai.azure.com/openai/v1/", "https://r.openai.azure.com"),
+        (
+            "https://r.openai.azure.com/openai/deployments/x/chat/completions?api-version=2024-10-21",
+            "https://r.openai.azure.com",
+        ),
+        ("https://gateway.example.org/team/openai", "https://gateway.example.org/team"),
+        ("https://gateway.example.org/openai-team", "https://gateway.example.org/openai-team"),
+    ],
+)
+def test_an_endpoint_may_be_any_address_that_the_portal_shows(given: str, kept: str) -> None:
+    assert OpenAISettings.model_validate({"azure": {"endpoint": given}}).azure.endpoint == kept
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"models": [{"name": "gpt-4o"}]}, "models: gpt-4o has no deployment"),
         ({"batch_deployments": {"gpt-4o": "x"}}, "batch_deployments: gpt-4o has no deployment"),
-        ({"endpoint": "my-resource"}, "not an http or https address"),
+        ({"endpoint": "my-resource"}, "an http or https address"),
+        ({"endpoint": "https://"}, "an http or https address"),
+        ({"endpoint": "https://a b"}, "an http or https address"),
+        ({"endpoint": "https://host?api-version=1"}, "end with its path"),
+        ({"endpoint": "https://me:key@host"}, "never stand in the file"),
+        ({"models": [{"name": "gpt-4.1", "prices": 5}]}, "model gpt-4.1: prices is not a list"),
+        ({"models": [{"name": "gpt-4.1", "native": "TOOLS"}]}, "model gpt-4.1: native is not a list"),
+        ({"models": [{"name": "gpt-4.1", "context_window": "much"}]}, "context_window is 'much'"),
+        (
+            {"deployments": {"text-embedding-3-small": "a"}, "batch_deployments": {"text-embedding-3-small": "b"}},
+            "text-embedding-3-small makes embeddings",
+        ),
         ({"deployments": {"gpt-4o": ""}}, "at least 1 character"),
         ({"token_provider": "print"}, "String should match"),
     ],

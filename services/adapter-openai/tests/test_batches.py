@@ -239,12 +239,14 @@ async def test_nothing_is_started_when_an_item_is_wrong(server: FaultServer, ope
     image.chat.messages[0].parts.add().audio.data = b"x"
     mixed = chat("b", model="openai/gpt-4o")
     strict = chat("b", strict=True, cache={"ttl": "CACHE_TTL_1H"})
+    renamed = chat("b", tools=[{"name": "look"}, {"name": "files.read"}])
     for items, path in (
         (broken(), ""),
         (each(), "items"),
         (each(chat("a"), image), "items[1].chat.messages[0].parts[1].audio"),
         (each(chat("a"), mixed), "items[1].chat.model"),
         (each(chat("a"), strict), "items[1].chat.cache"),
+        (each(chat("a"), renamed), "items[1].chat.tools[1].name"),
         (each(chat("a", model="openai/gpt-6.2-sol")), "items[0].chat.model"),
     ):
         with pytest.raises(InvalidRequest) as caught:
@@ -324,3 +326,49 @@ async def test_emulator() -> None:
         with pytest.raises(NotFound):
             await provider.get_file(file.file_id)
         await provider.close()
+
+
+async def ended(server: FaultServer, openai: OpenAIProvider, *names: str) -> tuple[OpenAIAuxiliary, str]:
+    """A batch with items of these names that is over, all of them answered."""
+    account = OpenAIAuxiliary(server)
+    batch = await openai.create_batch(header(), each(*(chat(name) for name in names)))
+    account.finish(batch.batch_id, "completed")
+    return account, batch.batch_id
+
+
+async def test_a_line_that_can_not_be_read_costs_no_other_item_its_result(
+    server: FaultServer, openai: OpenAIProvider
+) -> None:
+    account, batch_id = await ended(server, openai, "a", "b", "c", "d", "e")
+    file_id = account.batches[batch_id].output_file_id
+    assert file_id
+    lines = account.files[file_id].content.splitlines()
+    lines[0] = lines[0][:-5]
+    lines[1] = lines[1].replace(b'"custom_id"', b'"name"')
+    lines[2] = lines[2].replace(b'"c"', b"null")
+    account.files[file_id].content = b"\n".join([*lines, b"[]", b"7", b"\x00\xff"])
+    found = await results(openai, batch_id)
+    assert sorted(found) == ["a", "b", "c", "d", "e"]
+    for name in "abc":
+        assert found[name].error.reason == ErrorReason.ERROR_REASON_STREAM_BROKEN
+    assert all(found[name].HasField("chat") for name in "de")
+
+
+async def test_no_item_has_two_results(server: FaultServer, openai: OpenAIProvider) -> None:
+    account, batch_id = await ended(server, openai, "a", "b")
+    file_id = account.batches[batch_id].output_file_id
+    assert file_id
+    account.files[file_id].content *= 2
+    assert sorted(await results(openai, batch_id)) == ["a", "b"]
+
+
+async def test_an_input_that_can_not_be_read_ends_no_stream(server: FaultServer, openai: OpenAIProvider) -> None:
+    account, batch_id = await ended(server, openai, "a", "b")
+    stored = account.batches[batch_id]
+    assert stored.output_file_id
+    lines = account.files[stored.output_file_id].content.splitlines()
+    account.files[stored.output_file_id].content = lines[0]
+    account.files[stored.input_file_id].content = b'{"custom_id":\n[]\n' + account.files[stored.input_file_id].content
+    found = await results(openai, batch_id)
+    assert found["a"].HasField("chat")
+    assert found["b"].error.reason == ErrorReason.ERROR_REASON_UPSTREAM_ERROR

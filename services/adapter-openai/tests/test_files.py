@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from maestro.llm.v1.file_pb2 import FileHeader, FilePurpose, ListFilesRequest
 from maestro_adapter_openai.provider import OpenAIProvider
+from maestro_adapter_openai.settings import OpenAISettings
 from maestro_sdk.errors import (
     CapabilityUnavailable,
     MaestroError,
@@ -105,6 +106,8 @@ async def test_what_the_wire_can_not_carry(
         (lambda _: [Stall()], Timeout),
         (lambda _: [Send(b"<html>")], StreamBroken),
         (lambda _: [SendJson({"object": "file"})], StreamBroken),
+        (lambda _: [SendJson({"id": "file-1", "filename": "a", "created_at": 7, "purpose": "batch"})], StreamBroken),
+        (lambda _: [SendJson({"bytes": 7, "filename": "a", "created_at": 7, "purpose": "batch"})], StreamBroken),
     ],
 )
 async def test_every_way_to_fail(
@@ -125,3 +128,19 @@ async def test_a_download_that_is_cut(server: FaultServer, openai: OpenAIProvide
     server.on("GET", "/v1/files/*", Headers(200, {"content-type": "text/plain"}), Send(b"x" * 300_000), Cut())
     with pytest.raises(StreamBroken, match="cut"):
         assert [piece async for piece in openai.download_file("file-1")]
+
+
+@pytest.mark.parametrize("key", ["sk-first\nsk-second", "sk-clé", "sk two"])
+async def test_a_key_that_is_none_is_said_and_never_shown(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("ADAPTER_TEST_KEY", key)
+    fields = {"api_key": {"env": "ADAPTER_TEST_KEY"}, "base_url": f"{server.url}/v1"}
+    provider = OpenAIProvider.from_settings(OpenAISettings.model_validate(fields))
+    reason = await provider.check()
+    assert "ADAPTER_TEST_KEY is none" in reason
+    with pytest.raises(ProviderAuth) as caught:
+        await provider.get_file("file-1")
+    assert "sk-" not in reason + caught.value.message
+    assert not server.requests
+    await provider.close()

@@ -59,11 +59,13 @@ class BatchServicer(BatchServiceServicer):
         return await self._batcher.cancel_batch(request.batch_id)
 
     async def StreamBatchResults(self, request: StreamBatchResultsRequest, context: Any) -> None:
+        # Looked up once per batch: to look for a model that is gone means to ask for all of them.
+        models: dict[str, Model] = {}
         results = cast("Any", self._batcher.batch_results(request.batch_id))
         async with aclosing(results):
             async for some in results:
                 for result in some:
-                    await self._price(result)
+                    await self._price(result, models)
                 await context.write(StreamBatchResultsResponse(results=some))
 
     async def _items(self, requests: AsyncIterator[CreateBatchRequest], model: Model) -> AsyncGenerator[BatchItem]:
@@ -105,16 +107,19 @@ class BatchServicer(BatchServiceServicer):
             error.violations = (*error.violations, Violation(path, error.message))
             raise
 
-    async def _price(self, result: BatchItemResult) -> None:
+    async def _price(self, result: BatchItemResult, models: dict[str, Model]) -> None:
         """Gives the result the usage and cost of its answer, as far as they are known, and the model's warning."""
         kind = result.WhichOneof("outcome")
         if kind not in {"chat", "embed"}:
             return
         answer = result.chat if kind == "chat" else result.embed
-        try:
-            model = await self._catalogue.find(f"{answer.provider}/{answer.model}")
-        except MaestroError:
-            model = Model()  # It was on offer when the batch began: the cost is unknown now.
+        name = f"{answer.provider}/{answer.model}"
+        if name not in models:
+            try:
+                models[name] = await self._catalogue.find(name)
+            except MaestroError:
+                models[name] = Model()  # It was on offer when the batch began: the cost is unknown now.
+        model = models[name]
         if is_unknown(model):
             answer.warnings.append(Warning(**warn_unknown(model)))
         if not answer.HasField("usage"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from typing import Any
 
 from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
@@ -13,9 +15,15 @@ from maestro_sdk.adapter.models import cost_of, is_unknown, warn_unknown
 from maestro_sdk.adapter.provider import Embedder
 from maestro_sdk.errors import StreamBroken
 
+_INLINE = 100_000
+"""Numbers that are looked at at once; more go to a thread, so that streams beside them don't wait."""
+
 
 class EmbeddingServicer(EmbeddingServiceServicer):
-    """Embeds with a provider. An answer that misses a vector, or mixes lengths, is `StreamBroken`, never returned."""
+    """Embeds with a provider.
+
+    An answer that misses a vector, mixes lengths, or holds what is no number is `StreamBroken`, never returned.
+    """
 
     def __init__(self, embedder: Embedder, catalogue: Catalogue) -> None:
         self._embedder = embedder
@@ -24,7 +32,10 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     async def Embed(self, request: EmbedRequest, context: Any) -> EmbedResponse:
         model = await self._catalogue.able(request.model, Feature.FEATURE_EMBEDDINGS)
         response = await self._embedder.embed(request)
-        complete(response, request, model)
+        if sum(len(vector.values) for vector in response.embeddings) > _INLINE:
+            await asyncio.to_thread(complete, response, request, model)
+        else:
+            complete(response, request, model)
         return response
 
 
@@ -36,6 +47,10 @@ def complete(response: EmbedResponse, request: EmbedRequest, model: Model, *, ba
     lengths = {len(vector.values) for vector in response.embeddings}
     if len(lengths) != 1 or 0 in lengths:
         raise StreamBroken(f"the provider returned vectors of the lengths {sorted(lengths)}")
+    for vector in response.embeddings:
+        # One NaN or infinity makes the sum one; no sum of floats of 32 bits gets there otherwise.
+        if not math.isfinite(sum(vector.values)):
+            raise StreamBroken(f"the provider returned a vector with what is no number, at {vector.index}")
     response.provider, response.model = model.provider, model.name
     response.attempt = response.attempt or 1
     if is_unknown(model):

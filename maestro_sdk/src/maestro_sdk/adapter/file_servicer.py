@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -30,6 +31,8 @@ MAX_BYTES = 512 * 2**20
 """The largest file that is taken: what the providers take at most."""
 _IN_MEMORY = 4 * 2**20
 _PIECE = 2**20
+# It becomes a header at the provider: a line break in it would begin another one.
+_MIME_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+( ?; ?[\w!#$&^.+-]+=(\"[ -~]*\"|[!-~]+))*", re.ASCII)
 
 
 class FileServicer(FileServiceServicer):
@@ -105,6 +108,8 @@ class FileServicer(FileServiceServicer):
 async def _header(requests: AsyncIterator[UploadFileRequest]) -> FileHeader:
     async for request in requests:
         if request.WhichOneof("kind") == "header":
+            if request.header.mime_type and not _MIME_TYPE.fullmatch(request.header.mime_type):
+                raise InvalidRequest.at("header.mime_type", "is not like text/plain or text/plain; charset=utf-8")
             if not request.header.mime_type:
                 guessed, _ = mimetypes.guess_type(request.header.filename)
                 request.header.mime_type = guessed or "application/octet-stream"

@@ -55,9 +55,11 @@ class HttpWire:
     async def post(
         self, path: str, body: bytes, headers: Mapping[str, str] | None = None, hear: Hear | None = None
     ) -> bytes:
-        """The answer's body. Raises what `to_error` says for a status of 400 or more, or a transport error."""
+        """The answer's body. Raises what `to_error` says for a status of 300 or more, or a transport error."""
         try:
-            async with self._open().post(self._url(path), data=body, headers=headers) as response:
+            async with self._open().post(
+                self._url(path), data=body, headers=headers, allow_redirects=False
+            ) as response:
                 content = await self._content(response)
                 if hear is not None:
                     hear(response.headers)
@@ -68,7 +70,7 @@ class HttpWire:
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The answer's body of a GET, with the errors of `post`."""
         try:
-            async with self._open().get(self._url(path), headers=headers) as response:
+            async with self._open().get(self._url(path), headers=headers, allow_redirects=False) as response:
                 return await self._content(response)
         except _FAILURES as error:
             raise self._meaning(error) from error
@@ -82,8 +84,10 @@ class HttpWire:
         A stream that is cut or stalls raises `StreamBroken` or `Timeout` from the iterator.
         """
         try:
-            async with self._open().post(self._url(path), data=body, headers=headers) as response:
-                if response.status >= 400:
+            async with self._open().post(
+                self._url(path), data=body, headers=headers, allow_redirects=False
+            ) as response:
+                if response.status >= 300:
                     await self._content(response)
                 if hear is not None:
                     hear(response.headers)
@@ -100,7 +104,8 @@ class HttpWire:
 
     async def _content(self, response: aiohttp.ClientResponse) -> bytes:
         content = await response.read()
-        if response.status >= 400:
+        # Nothing is followed: keys and prompts go where the configuration says, and nowhere else.
+        if response.status >= 300:
             raise self._to_error(response.status, content, _plain(response.headers))
         return content
 

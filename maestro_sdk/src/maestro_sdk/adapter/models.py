@@ -64,7 +64,13 @@ def load_entries(
     groups: Mapping[str, Mapping[str, Any]] = document["wire"]
     entries: dict[str, dict[str, Any]] = {str(entry["name"]): dict(entry) for entry in document["models"]}
     for entry in extra:
-        entries.setdefault(str(entry.get("name", "")), {}).update(entry)
+        name = entry.get("name")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"model {entry!r}: unknown or missing fields: name")
+        for field in ("tags", "native", "polyfilled", "prices"):
+            if not isinstance(entry.get(field, ()), list | tuple):
+                raise ValueError(f"model {name}: {field} is not a list")
+        entries.setdefault(name, {}).update(entry)
     found: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     for name in sorted(entries):
         group = str(entries[name].pop("wire", default_wire))
@@ -99,10 +105,9 @@ def read_model(entry: Mapping[str, Any], provider: str, today: datetime.date | N
         tags=[str(tag) for tag in entry.get("tags", ())],
         description=str(entry.get("description", "")),
     )
-    if "context_window" in entry:
-        model.context_window = int(entry["context_window"])
-    if "max_output_tokens" in entry:
-        model.max_output_tokens = int(entry["max_output_tokens"])
+    for field in ("context_window", "max_output_tokens"):
+        if field in entry:
+            setattr(model, field, _tokens(name, field, entry[field]))
     if not entry.get("native") and not entry.get("polyfilled"):
         entry = {**entry, "native": _LEAST}
         model.tags.append(UNKNOWN)
@@ -186,6 +191,8 @@ def format_usd(nano: int) -> str:
 def _price_in_force(name: str, entries: Sequence[Mapping[str, Any]], today: datetime.date) -> Price | None:
     best: Price | None = None
     for entry in entries:
+        if not isinstance(entry, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it comes from a file
+            raise ValueError(f"model {name}: a price needs from, input and output, and is {entry!r}")
         unknown = set(entry) - {"from", *_PRICE_FIELDS}
         if unknown or not {"from", "input", "output"} <= set(entry):
             strange = ", ".join(sorted(unknown)) or "none"
@@ -199,6 +206,12 @@ def _price_in_force(name: str, entries: Sequence[Mapping[str, Any]], today: date
         if begins <= today and (best is None or start > best.effective_date):
             best = Price(effective_date=start, **fields)
     return best
+
+
+def _tokens(name: str, field: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ValueError(f"model {name}: {field} is {value!r}, not a number of tokens")
+    return value
 
 
 def _amount(name: str, field: str, value: Any) -> str:

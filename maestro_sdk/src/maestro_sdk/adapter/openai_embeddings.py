@@ -6,6 +6,7 @@ takes.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import math
@@ -21,12 +22,14 @@ import orjson
 from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
 from maestro.llm.v1.embedding_pb2 import Embedding, EmbedInput, EmbedPurpose, EmbedRequest, EmbedResponse
 from maestro.llm.v1.usage_pb2 import Usage
-from maestro_sdk.adapter.chat_completions.request import refuse_warnings
 from maestro_sdk.adapter.http import HttpWire
+from maestro_sdk.adapter.notes import refuse_warnings
 from maestro_sdk.adapter.options import merge_options
 from maestro_sdk.errors import InvalidRequest, MaestroError, StreamBroken, UnsupportedParameter
 
 PATH = "/embeddings"
+_INLINE = 2**18
+"""Bytes of answers that are read at once; more go to a thread, so that streams beside them don't wait."""
 _RESERVED: Mapping[str, str] = {
     "model": "the model is chosen by `model`",
     "input": "the contents stand in `inputs`",
@@ -94,19 +97,23 @@ class Embeddings:
         """See `Embedder.embed`. Errors carry provider and model in their metadata."""
         model = request.model.removeprefix(f"{dialect.provider}/")
         try:
-            answers, wire = await self._ask(request, dialect, path, headers)
+            bodies, wire, dialect = await self._ask(request, dialect, path, headers)
+            if sum(map(len, bodies)) > _INLINE:
+                response = await asyncio.to_thread(_read_all, request, dialect, wire, bodies)
+            else:
+                response = _read_all(request, dialect, wire, bodies)
         except MaestroError as error:
             error.metadata.setdefault("provider", dialect.provider)
             error.metadata.setdefault("model", model)
             raise
-        response = join(request, dialect, wire, answers)
         response.response_id = f"embd_{os.urandom(12).hex()}"
         response.model = model
         return response
 
     async def _ask(
         self, request: EmbedRequest, dialect: EmbeddingDialect, path: str, headers: Mapping[str, str] | None
-    ) -> tuple[list[Answer], EmbeddingWire]:
+    ) -> tuple[list[bytes], EmbeddingWire, EmbeddingDialect]:
+        """The bodies of the answers, and what was asked by which dialect."""
         if path in self._decimals:
             dialect = replace(dialect, base64=False)
         wire = to_wire(request, dialect)
@@ -118,8 +125,14 @@ class Embeddings:
                 raise
             self._decimals.add(path)
             return await self._ask(request, dialect, path, headers)
-        answers = [read(body, dialect, len(places)) for body, places in zip(bodies, wire.places, strict=True)]
-        return answers, wire
+        return bodies, wire, dialect
+
+
+def _read_all(
+    request: EmbedRequest, dialect: EmbeddingDialect, wire: EmbeddingWire, bodies: Sequence[bytes]
+) -> EmbedResponse:
+    answers = [read(body, dialect, len(places)) for body, places in zip(bodies, wire.places, strict=True)]
+    return join(request, dialect, wire, answers)
 
 
 def to_wire(request: EmbedRequest, dialect: EmbeddingDialect) -> EmbeddingWire:
@@ -227,19 +240,25 @@ def _plain(entry: EmbedInput) -> str | list[int]:
 
 
 def _vector(value: Any) -> array[float]:
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        numbers = array("f")
+        numbers.frombytes(base64.b64decode(value, validate=True))
+        if sys.byteorder == "big":
+            numbers.byteswap()
+    else:
         # A server may send decimals although base64 was asked for.
-        return array("f", value)
-    numbers = array("f")
-    numbers.frombytes(base64.b64decode(value, validate=True))
-    if sys.byteorder == "big":
-        numbers.byteswap()
+        numbers = array("f", value)
+    # One that is no number, or too large for one, makes the sum so too; no sum of others gets there.
+    if not math.isfinite(sum(numbers)):
+        raise ValueError("a vector holds what is no number")
     return numbers
 
 
 def _usage(usage: Any) -> Usage | None:
     if not usage or usage.get("prompt_tokens") is None:
         return None
+    if usage["prompt_tokens"] < 0:
+        raise ValueError("the usage is negative")
     return Usage(input_tokens=usage["prompt_tokens"])
 
 

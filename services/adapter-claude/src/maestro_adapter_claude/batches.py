@@ -182,8 +182,10 @@ class Batches:
                     outgoing = self._translate(item.chat)
                     if outgoing.tool_names:
                         # Results come days later, maybe to another process, and nobody could turn the names back.
-                        name = next(iter(outgoing.tool_names.values()))
-                        raise _unsupported("tools", f"{name!r} has a dot, which a batch's answers would not bring back")
+                        for tool in item.chat.tools:
+                            if tool.name in outgoing.tool_names.values():
+                                message = f"{tool.name!r} has a dot, which a batch's answers would not bring back"
+                                raise _unsupported("tools", message)
                     return outgoing
             case "embed":
                 raise _unsupported("embed", "Anthropic has no embeddings")

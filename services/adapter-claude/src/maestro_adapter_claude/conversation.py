@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from binascii import b2a_base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -36,6 +36,7 @@ _ONLY_USER = frozenset({"image", "document", "tool_result"})
 _ONLY_ASSISTANT = frozenset({"tool_call", "reasoning", "refusal", "opaque"})
 
 Block = dict[str, Any]
+NameOf = Callable[[str], str]
 Place = tuple[int, ...]
 """Where a part stands: message, part, and inside a tool result the inner part."""
 
@@ -43,16 +44,16 @@ Place = tuple[int, ...]
 def to_messages(
     request: ChatRequest,
     model: str,
-    tool_names: Mapping[str, str],
+    name_of: NameOf,
     cached: Collection[int],
     cache_control: CacheControlEphemeralParam,
     notes: Notes,
 ) -> list[dict[str, Any]]:
-    """The messages. `cached` are the positions of those that end with `cache_control`.
+    """The messages. `name_of` gives a tool's name on the wire; `cached` are the places of messages with a mark behind.
 
     Turns of the same side are joined: the results of parallel calls have to stand in one.
     """
-    blocks = _Blocks(model, tool_names, notes)
+    blocks = _Blocks(model, name_of, notes)
     messages: list[dict[str, Any]] = []
     for number, message in enumerate(request.messages):
         assistant = message.role == Role.ROLE_ASSISTANT
@@ -99,9 +100,9 @@ def _behind_results(block: Any) -> bool:
     return not is_result(block)
 
 
-def find_places(request: ChatRequest, model: str, tool_names: Mapping[str, str]) -> list[list[Place]]:
+def find_places(request: ChatRequest, model: str) -> list[list[Place]]:
     """Where the blocks of each message of the wire come from: the order in which `to_messages` made them."""
-    blocks = _Blocks(model, tool_names, Notes(strict=False))
+    blocks = _Blocks(model, str, Notes(strict=False))
     places: list[list[Place]] = []
     last: bool | None = None
     for number, message in enumerate(request.messages):
@@ -130,9 +131,9 @@ def path_of(place: Place) -> str:
 class _Blocks:
     """Makes the content blocks of one request."""
 
-    def __init__(self, model: str, tool_names: Mapping[str, str], notes: Notes) -> None:
+    def __init__(self, model: str, name_of: NameOf, notes: Notes) -> None:
         self._model = model
-        self._tool_names = tool_names
+        self._name_of = name_of
         self._notes = notes
 
     def make(self, part: Part, place: Place, assistant: bool) -> Any:
@@ -150,7 +151,7 @@ class _Blocks:
                 return {
                     "type": "tool_use",
                     "id": _wire_id(call.call_id),
-                    "name": self._tool_names.get(call.name, call.name),
+                    "name": self._name_of(call.name),
                     "input": _arguments(call.arguments_json, place),
                 }
             case "tool_result":
@@ -169,7 +170,10 @@ class _Blocks:
             case "refusal":
                 return {"type": "text", "text": part.refusal.text} if part.refusal.text.strip() else None
             case "opaque":
+                if not part.HasField("origin"):
+                    raise InvalidRequest.at(f"{_path(place)}.origin", "is required: it says who understands the part")
                 if not self._ours(part):
+                    self._notes.foreign(f"{_path(place)}.opaque", part.origin, PROVIDER)
                     return None
                 if json_object(part.opaque.json) is None:
                     raise InvalidRequest.at(f"{_path(place)}.opaque.json", "is not a JSON object")

@@ -72,8 +72,7 @@ def _field(path: str, request: ChatRequest, outgoing: Outgoing) -> str:
 
 
 def _part(found: re.Match[str], request: ChatRequest, outgoing: Outgoing) -> str:
-    names = {old: new for new, old in outgoing.tool_names.items()}
-    places = find_places(request, outgoing.model, names)
+    places = find_places(request, outgoing.model)
     number = int(found["message"])
     if number >= len(places):
         return ""

@@ -12,9 +12,10 @@ from maestro_adapter_claude.conversation import to_messages
 from maestro_adapter_claude.models import PROVIDER, ClaudeModel
 from maestro_adapter_claude.reasoning import reason
 from maestro_adapter_claude.schema import fit_schema
-from maestro_adapter_claude.tools import to_tool_choice, to_tools, tool_names
+from maestro_adapter_claude.tools import to_tool_choice, to_tools
 from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.adapter.options import merge_patch, own_options, refuse_reserved
+from maestro_sdk.adapter.tool_names import ToolNames
 from maestro_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from anthropic.types import CacheControlEphemeralParam
 
 MAX_CACHE_POINTS = 4
+MAX_TOOL_NAME = 128
 _RESERVED: Mapping[str, str] = {"model": "the model is chosen by `model`", "stream": "the kind of the call decides"}
 JSON_INSTRUCTION = "Answer with exactly one JSON object and nothing else: no other text and no code fence around it."
 
@@ -53,10 +55,10 @@ def to_wire(request: ChatRequest, model: ClaudeModel, default_max_tokens: int) -
     notes = Notes(request.strict)
     cache = _Cache(request, notes)
     name = model.model.name
-    names = tool_names(request.tools)
+    names = ToolNames([tool.name for tool in request.tools], MAX_TOOL_NAME)
     tools = to_tools(request, names, model, cache.control if cache.tools else None, notes)
     choice = to_tool_choice(request, names, model, notes)
-    messages = to_messages(request, name, names, cache.messages, cache.control, notes)
+    messages = to_messages(request, name, names.__getitem__, cache.messages, cache.control, notes)
     reasoning = reason(request, model, default_max_tokens, messages, choice, notes)
     body: dict[str, Any] = {"model": name, "max_tokens": reasoning.max_tokens, "messages": messages}
     if system := _system(request, cache, notes):
@@ -81,7 +83,7 @@ def to_wire(request: ChatRequest, model: ClaudeModel, default_max_tokens: int) -
     _refuse_sampling(request, notes)
     betas = _merge_options(request, body)
     notes.settle()
-    return Outgoing(body, name, notes.warnings, {new: old for old, new in names.items()}, betas)
+    return Outgoing(body, name, notes.warnings, names.renamed, betas)
 
 
 class _Cache:

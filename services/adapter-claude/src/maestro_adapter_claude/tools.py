@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -16,19 +16,6 @@ from maestro_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from anthropic.types import CacheControlEphemeralParam, ToolChoiceParam, ToolParam
-
-
-def tool_names(tools: Sequence[Tool]) -> dict[str, str]:
-    """The wire's name by the contract's, where they differ: the wire takes no dots."""
-    given = {tool.name for tool in tools}
-    renamed: dict[str, str] = {}
-    for number, tool in enumerate(tools):
-        if "." in tool.name:
-            new = tool.name.replace(".", "_")
-            if new in given or new in renamed.values():
-                raise InvalidRequest.at(f"tools[{number}].name", f"is {new!r} on the wire, as another tool's name is")
-            renamed[tool.name] = new
-    return renamed
 
 
 def to_tools(
@@ -45,7 +32,7 @@ def to_tools(
         if allowed and tool.name not in allowed:
             continue
         wire: ToolParam = {
-            "name": names.get(tool.name, tool.name),
+            "name": names[tool.name],
             "input_schema": _schema(tool, f"tools[{number}].input_schema", notes),
         }
         if tool.description:
@@ -99,7 +86,7 @@ def to_tool_choice(
     elif mode == ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED:
         wire = {"type": "any"}
     else:
-        wire = {"type": "tool", "name": names.get(choice.names[0], choice.names[0])}
+        wire = {"type": "tool", "name": names[choice.names[0]]}
     if choice.HasField("parallel"):
         wire["disable_parallel_tool_use"] = not choice.parallel
     return wire

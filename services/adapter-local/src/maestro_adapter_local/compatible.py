@@ -145,6 +145,6 @@ def _error(status: int, body: bytes, headers: Mapping[str, str]) -> MaestroError
 def _window(entry: Mapping[str, Any]) -> int | None:
     for field in _WINDOW_FIELDS:
         value = entry.get(field)
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int) and value > 1:  # true is an int to Python, and no window
             return min(value, 2**31 - 1)
     return None

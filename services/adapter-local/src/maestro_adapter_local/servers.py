@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
@@ -20,6 +21,8 @@ from maestro_sdk.errors import MaestroError
 
 _log = logging.getLogger(__name__)
 
+_PATIENCE = 3
+"""A whole look may take so many times `list_timeout`: the list, and what Ollama shows of each model."""
 POLYFILLS = frozenset({"TOOLS", "TOOL_CHOICE", "JSON_SCHEMA"})
 """What polyfills make. A model whose `without` names one of them is served as it is."""
 
@@ -112,13 +115,17 @@ class Server:
     async def look(self) -> None:
         """Asks the server for its models. When it fails, the last ones stay in mind and `problem` says why."""
         try:
-            found = await self._backend.refresh()
+            # Each read has a bound of its own; a server that sends a byte now and then keeps within it forever.
+            async with asyncio.timeout(self._settings.list_timeout * _PATIENCE):
+                found = await self._backend.refresh()
             listed = {flag: await each.models() for flag, each in self._polyfilled.items()}
             await self._writing.models()
         except MaestroError as error:
             self._note(error.message)
         except ValueError as error:
             self._note(f"its list of models can't be read: {error}")
+        except TimeoutError:
+            self._note(f"it did not tell its models within {self._settings.list_timeout * _PATIENCE:g} s")
         else:
             self._note("" if found else "it lists no models")
             self.models, self._callers = {}, {}

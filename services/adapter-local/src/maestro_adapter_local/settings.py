@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from maestro.llm.v1.model_pb2 import Feature
-from maestro_sdk.service.settings import ConfigPath, Duration, Secret, Settings
+from maestro_sdk.service.settings import BaseUrl, ConfigPath, Duration, Secret, Settings
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
@@ -17,12 +17,6 @@ def _feature(value: str) -> str:
     if value not in known:
         raise ValueError(f"{value!r} is not one of {', '.join(known)}")
     return value
-
-
-def _http(value: str) -> str:
-    if not value.startswith(("http://", "https://")):
-        raise ValueError(f"{value!r} is not an address such as http://127.0.0.1:11434/v1")
-    return value.rstrip("/")
 
 
 FeatureName = Annotated[str, AfterValidator(_feature)]
@@ -64,7 +58,7 @@ class ServerSettings(Settings):
     """
 
     name: Annotated[str, Field(pattern=_NAME)]
-    base_url: Annotated[str, AfterValidator(_http)]
+    base_url: BaseUrl
     api: Literal["openai", "ollama", "vllm"] = "openai"
     api_key: Secret | None = None
     features: tuple[FeatureName, ...] = ()
@@ -115,7 +109,10 @@ class LocalSettings(Settings):
         built_in = ("offline", *self.offline.names, "hashing")
         if self.embedder is not None and self.embedder.name in built_in:
             raise ValueError(f"the embedder can't be named {self.embedder.name!r}, as another built-in model is")
-        if not self.offline.enabled and not self.hashing and not self.servers:
+        taken = [*built_in, *([self.embedder.name] if self.embedder is not None else [])]
+        if self.offline.enabled and (twice := next((name for name in taken if taken.count(name) > 1), None)):
+            raise ValueError(f"two built-in models are named {twice!r}")
+        if not self.offline.enabled and not self.hashing and self.embedder is None and not self.servers:
             raise ValueError(
                 "there is nothing to serve: enable the offline model or the lexical embedder, or name a server"
             )

@@ -39,10 +39,8 @@ class AzureProvider(Account):
                 tokens = TokenProvider(load_source(azure.token_provider))
             except ValueError as error:
                 missing = f"Azure's token_provider {error}; mend it and restart the adapter"
-        elif not key:
-            missing = (
-                say_missing("Azure's key", azure.api_key, "the resource's page of keys") + ", or set token_provider"
-            )
+        elif unfit := say_missing("Azure's key", azure.api_key, "the resource's page of keys"):
+            missing = f"{unfit}, or set token_provider"
         if not missing and not azure.deployments:
             missing = "Azure has no deployments: name them in adapters.openai.settings.azure.deployments"
 
@@ -80,7 +78,7 @@ class AzureProvider(Account):
             models=[entry.model for entry in found.values()],
             dialects=chat,
             paths=_paths(azure.deployments, "chat/completions", azure.api_version),
-            headers={"api-key": key} if key and tokens is None else {},
+            headers={"api-key": key} if key and tokens is None and not missing else {},
             authorize=None if tokens is None else tokens.headers,
             not_ready=missing,
             connect_timeout=settings.connect_timeout,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from maestro.llm.v1.batch_pb2 import Batch, BatchItem, BatchItemResult, BatchState
-from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
+from maestro.llm.v1.chat_pb2 import ChatRequest, Warning  # noqa: A004 - the contract's name
 from maestro_sdk.adapter import openai_embeddings
 from maestro_sdk.adapter.chat_completions import Dialect, answer, to_error, to_wire
 from maestro_sdk.adapter.chat_completions.failure import stream_error
@@ -95,6 +95,7 @@ def to_line(item: BatchItem, place: str, wire: BatchWire) -> tuple[dict[str, Any
         match kind:
             case "chat" if model in wire.chat:
                 made = to_wire(item.chat, wire.chat[model])
+                _refuse_renamed(item.chat, made.tool_names)
                 url, body, warnings = wire.chat_url, made.body, made.warnings
             case "embed" if model in wire.embed:
                 wires = openai_embeddings.to_wire(item.embed, wire.embed[model])
@@ -112,18 +113,27 @@ def to_line(item: BatchItem, place: str, wire: BatchWire) -> tuple[dict[str, Any
     return {"custom_id": item.item_id, "method": "POST", "url": url, "body": body}, warnings
 
 
+def _refuse_renamed(request: ChatRequest, names: Mapping[str, str]) -> None:
+    # Results come hours later, maybe to another process, and nobody could turn the names back.
+    for place, tool in enumerate(request.tools):
+        if tool.name in names.values():
+            message = f"{tool.name!r} is no name on the wire, and a batch's answers would not bring it back; rename it"
+            raise UnsupportedParameter.at(f"tools[{place}].name", message)
+
+
 def encode_line(line: Mapping[str, Any]) -> bytes:
     """The bytes of a line."""
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def read_line(line: bytes, batch: WireBatch, wire: BatchWire) -> BatchItemResult:
-    """The result in a line of an output or error file. What can't be read is the item's error."""
-    try:
-        entry: Any = orjson.loads(line)
-        item_id = str(entry["custom_id"])
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise StreamBroken(f"{wire.provider} sent a result that can't be read: {error!r}") from error
+def read_line(line: bytes, batch: WireBatch, wire: BatchWire) -> BatchItemResult | None:
+    """The result in a line of an output or error file. What can't be read is the item's error.
+
+    None for a line that does not even tell whose it is: no other item may suffer for it.
+    """
+    entry, item_id = _item_of(line)
+    if not item_id:
+        return None
     result = BatchItemResult(item_id=item_id)
     try:
         response: Any = entry.get("response")
@@ -146,11 +156,17 @@ def read_line(line: bytes, batch: WireBatch, wire: BatchWire) -> BatchItemResult
     return result
 
 
-def unanswered(line: bytes, batch: WireBatch, wire: BatchWire, seen: set[str]) -> BatchItemResult | None:
-    """What an item of the input file, which no output tells about, ended with; None for items that were `seen`."""
-    item_id = str(orjson.loads(line)["custom_id"])
-    if item_id in seen:
+def unanswered(
+    line: bytes, batch: WireBatch, wire: BatchWire, seen: set[str], *, broken: bool = False
+) -> BatchItemResult | None:
+    """What an item of the input file, which no output tells about, ended with; None for items that were `seen`.
+
+    `broken`: the outputs have lines that could not be read. A line that names no item is nobody's: None too.
+    """
+    _, item_id = _item_of(line)
+    if not item_id or item_id in seen:
         return None
+    seen.add(item_id)
     where = {"provider": wire.provider}
     match batch.status:
         case "cancelled":
@@ -159,9 +175,21 @@ def unanswered(line: bytes, batch: WireBatch, wire: BatchWire, seen: set[str]) -
             error = Timeout("the batch expired before this item was answered", metadata=where)
         case "failed":
             error = _batch_error(batch, wire.provider)
+        case _ if broken:
+            error = StreamBroken(f"{wire.provider} sent a result that can't be read", metadata=where)
         case _:
             error = UpstreamError(f"{wire.provider} tells nothing about this item", metadata=where)
     return BatchItemResult(item_id=item_id, error=to_detail(error))
+
+
+def _item_of(line: bytes) -> tuple[Any, str]:
+    """A line's object and the name of its item, empty when there is none."""
+    try:
+        entry: Any = orjson.loads(line)
+        name: Any = entry["custom_id"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None, ""
+    return entry, name if isinstance(name, str) else ""
 
 
 def to_batch(found: WireBatch, provider: str) -> Batch:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from openai.types import Batch as WireBatch
 
 _IN_MEMORY = 4 * 2**20
+_AT_ONCE = 100
+"""Lines of results that are read in one go."""
 _MOST_LABELS = 16
 _MOST_WARNINGS = 100
 _DAY = 24 * 3600
@@ -128,14 +130,20 @@ class Batches:
             said = f"batch {batch_id!r} is {batch.status}: ask again when it is over"
             raise Conflict(said, metadata={"provider": self._wire.provider})
         seen: set[str] = set()
+        broken = False
         for file_id in (batch.output_file_id, batch.error_file_id):
             if not file_id:
                 continue
             async with aclosing(self._lines(file_id)) as pieces:
                 async for lines in pieces:
-                    results = [read_line(line, batch, self._wire) for line in lines]
-                    fresh = [result for result in results if result.item_id not in seen]
-                    seen.update(result.item_id for result in fresh)
+                    fresh: list[BatchItemResult] = []
+                    for line in lines:
+                        result = read_line(line, batch, self._wire)
+                        if result is None:
+                            broken = True
+                        elif result.item_id not in seen:
+                            seen.add(result.item_id)
+                            fresh.append(result)
                     if fresh:
                         yield fresh
         total = batch.request_counts.total if batch.request_counts else 0
@@ -144,8 +152,8 @@ class Batches:
         try:
             async with aclosing(self._lines(batch.input_file_id)) as pieces:
                 async for lines in pieces:
-                    left = [result for line in lines if (result := unanswered(line, batch, self._wire, seen))]
-                    if left:
+                    found = (unanswered(line, batch, self._wire, seen, broken=broken) for line in lines)
+                    if left := [result for result in found if result is not None]:
                         yield left
         except NotFound as error:
             said = f"batch {batch_id!r} left items without a result, and its input, which names them, is deleted"
@@ -160,13 +168,14 @@ class Batches:
             return found
 
     async def _lines(self, file_id: str) -> AsyncGenerator[list[bytes]]:
-        """The whole lines that each read brought."""
+        """The whole lines that each read brought, a few at a time: other calls want the loop too."""
         rest = b""
         async with aclosing(self._files.read(file_id)) as pieces:
             async for piece in pieces:
                 *lines, rest = (rest + piece).split(b"\n")
-                if lines := [line for line in lines if line.strip()]:
-                    yield lines
+                lines = [line for line in lines if line.strip()]
+                for start in range(0, len(lines), _AT_ONCE):
+                    yield lines[start : start + _AT_ONCE]
         if rest.strip():
             yield [rest]
 

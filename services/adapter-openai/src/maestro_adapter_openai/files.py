@@ -105,7 +105,12 @@ def to_fields(header: FileHeader, purposes: Mapping[FilePurpose.ValueType, str] 
 
 
 def to_file(found: FileObject, provider: str) -> File:
-    """The provider's facts as the contract's. It keeps no MIME type: that follows from the name."""
+    """The provider's facts as the contract's. It keeps no MIME type: that follows from the name.
+
+    Raises `TypeError` or `ValueError` for facts that are none: the SDK checks nothing.
+    """
+    if not found.id or found.bytes is None:  # pyright: ignore[reportUnnecessaryComparison] - the SDK's types promise it
+        raise ValueError("a file without id or size")
     file = File(
         file_id=found.id,
         filename=found.filename,

@@ -75,6 +75,8 @@ def azure_models(
             entry["native"] = [*entry["native"], "BATCH"]
         dialect, embeddings = replace(AZURE, wire_name=deployment), replace(AZURE_EMBEDDINGS, wire_name=deployment)
         found[name] = _read(entry, {**wire, **_WIRE_AT_AZURE}, dialect, embeddings, today)
+        if name in batch_deployments and found[name].dialect is None:
+            raise ValueError(f"batch_deployments: {name} makes embeddings, and Azure takes batches of chats only")
     return found
 
 

@@ -38,8 +38,9 @@ class OpenAIProvider(Account):
     def from_settings(cls, settings: OpenAISettings) -> Self:
         """The provider with these settings. Without a key it stands, says what is missing, and refuses every call."""
         found = models(settings.models)
+        missing = say_missing("OpenAI's key", settings.api_key, "the provider's dashboard")
         key = settings.api_key.get()
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = {} if missing else {"authorization": f"Bearer {key}"}
         if settings.organization:
             headers["openai-organization"] = settings.organization
         if settings.project:
@@ -73,7 +74,7 @@ class OpenAIProvider(Account):
             models=[entry.model for entry in found.values()],
             dialects=chat,
             headers=headers,
-            not_ready="" if key else say_missing("OpenAI's key", settings.api_key, "the provider's dashboard"),
+            not_ready=missing,
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
         )

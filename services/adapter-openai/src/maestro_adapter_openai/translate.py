@@ -7,6 +7,7 @@ from dataclasses import replace
 from maestro_sdk.adapter.chat_completions import Dialect, Stream, to_error, to_wire
 from maestro_sdk.adapter.openai_embeddings import EmbeddingDialect
 from maestro_sdk.adapter.plain_schema import Limits
+from maestro_sdk.adapter.strict_subset import OPENAI_STRICT
 
 __all__ = ["AZURE", "AZURE_EMBEDDINGS", "OPENAI", "OPENAI_EMBEDDINGS", "Stream", "to_error", "to_wire"]
 
@@ -16,7 +17,8 @@ OPENAI = Dialect(
     # Obfuscation pads chunks against those who guess texts from the sizes of packets, at a cost in bytes and time.
     # Who needs it sets `provider_options.openai.stream_options.include_obfuscation`.
     stream_options={"include_usage": True, "include_obfuscation": False},
-    tool_name_pattern="[a-zA-Z0-9_-]{1,64}",
+    tool_name_length=64,
+    strict_subset=OPENAI_STRICT,
     schema_limits=Limits(frozenset({"allOf", "anyOf", "const", "enum", "not", "oneOf"}), items=True),
     documents=True,
     audio=True,

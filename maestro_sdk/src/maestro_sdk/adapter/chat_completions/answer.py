@@ -53,15 +53,26 @@ class Stream:
         "_started",
         "_stop_sequence",
         "_text_index",
+        "_tool_names",
         "_usage",
         "_warnings",
         "finished",
     )
 
     def __init__(
-        self, dialect: Dialect, model: str, *, warnings: Sequence[Warning] = (), fallback_id: str = "response"
+        self,
+        dialect: Dialect,
+        model: str,
+        *,
+        warnings: Sequence[Warning] = (),
+        fallback_id: str = "response",
+        tool_names: Mapping[str, str] | None = None,
     ) -> None:
-        """`model` is the name that was asked for; `fallback_id` names the answer where the server does not."""
+        """`model` is the name that was asked for; `fallback_id` names the answer where the server does not.
+
+        `tool_names` are those of the `WireRequest`: the contract's names by the wire's.
+        """
+        self._tool_names: Mapping[str, str] = tool_names or {}
         self._dialect = dialect
         self._model = model
         self._warnings = warnings
@@ -204,11 +215,12 @@ class Stream:
                 raise StreamBroken(f"{self._dialect.provider} called a tool of the unknown type {call['type']!r}")
             function = call.get("function") or {}
             index = call.get("index")
+            name: str = function.get("name") or ""
             events.append(
                 self._calls.delta(
                     position if index is None else index,
                     call.get("id") or "",
-                    function.get("name") or "",
+                    self._tool_names.get(name, name),
                     function.get("arguments") or "",
                 )
             )
@@ -287,10 +299,17 @@ class Stream:
 
 
 def answer(
-    body: bytes, dialect: Dialect, model: str, *, warnings: Sequence[Warning] = (), fallback_id: str = "response"
+    body: bytes,
+    dialect: Dialect,
+    model: str,
+    *,
+    warnings: Sequence[Warning] = (),
+    fallback_id: str = "response",
+    tool_names: Mapping[str, str] | None = None,
 ) -> list[ChatEvent]:
     """The events of a completion that came as a whole."""
-    return Stream(dialect, model, warnings=warnings, fallback_id=fallback_id).whole(body)
+    stream = Stream(dialect, model, warnings=warnings, fallback_id=fallback_id, tool_names=tool_names)
+    return stream.whole(body)
 
 
 def to_usage(usage: Mapping[str, Any]) -> Usage:

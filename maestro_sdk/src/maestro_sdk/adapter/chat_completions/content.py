@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from maestro.llm.v1.message_pb2 import (
     ToolResultPart,
 )
 from maestro_sdk.adapter.chat_completions.dialect import Dialect
+from maestro_sdk.adapter.notes import foreign
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
 
 _AUDIO_FORMATS = {
@@ -42,10 +44,15 @@ SYSTEM = -1
 
 
 def messages(
-    request: ChatRequest, dialect: Dialect, warnings: list[Warning], ends: dict[int, int] | None = None
+    request: ChatRequest,
+    dialect: Dialect,
+    warnings: list[Warning],
+    ends: dict[int, int] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The wire's messages, system text first; `ends` gets the last message on the wire for each of the request.
 
+    `names` has the wire's name of each tool, None where they are the contract's.
     One tool message of the contract may hold several results and becomes one wire message per result. Provider state,
     and reasoning unless the dialect takes it back, has no place on this wire and is left out; a turn that held nothing
     else is left out too.
@@ -62,7 +69,7 @@ def messages(
             case Role.ROLE_USER:
                 wire += _user(message, path, dialect, warnings)
             case Role.ROLE_ASSISTANT:
-                wire += _assistant(message, path, dialect, warnings)
+                wire += _assistant(message, path, dialect, warnings, names)
             case Role.ROLE_TOOL:
                 wire += _tool(message, path)
             case _:
@@ -98,7 +105,9 @@ def _user(message: Message, path: str, dialect: Dialect, warnings: list[Warning]
     return [{"role": "user", "content": _shortest(content)}]
 
 
-def _assistant(message: Message, path: str, dialect: Dialect, warnings: list[Warning]) -> list[dict[str, Any]]:
+def _assistant(
+    message: Message, path: str, dialect: Dialect, warnings: list[Warning], names: Mapping[str, str] | None
+) -> list[dict[str, Any]]:
     content: list[Any] = []
     calls: list[dict[str, Any]] = []
     thoughts: list[str] = []
@@ -110,7 +119,7 @@ def _assistant(message: Message, path: str, dialect: Dialect, warnings: list[War
                 if part.text.text or not part.HasField("provider_state"):
                     content.append({"type": "text", "text": part.text.text})
             case "tool_call":
-                calls.append(_call(part.tool_call))
+                calls.append(_call(part.tool_call, names))
             case "reasoning":
                 if dialect.reasoning_echo and part.reasoning.text and _is_own(part, dialect):
                     thoughts.append(part.reasoning.text)
@@ -164,11 +173,12 @@ def _result(result: ToolResultPart, path: str) -> str:
     return f"Error: {text}" if result.is_error else text
 
 
-def _call(call: ToolCallPart) -> dict[str, Any]:
+def _call(call: ToolCallPart, names: Mapping[str, str] | None) -> dict[str, Any]:
+    name = call.name
     return {
         "id": call.call_id,
         "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments_json or "{}"},
+        "function": {"name": name if names is None else names[name], "arguments": call.arguments_json or "{}"},
     }
 
 
@@ -225,8 +235,7 @@ def _opaque(part: Part, path: str, dialect: Dialect, warnings: list[Warning]) ->
     if not part.HasField("origin"):
         raise InvalidRequest.at(f"{path}.origin", "is required with opaque content: it says who understands it")
     if not _is_own(part, dialect):
-        message = f"{path}.opaque was not sent: only {part.origin.provider} understands it"
-        warnings.append(Warning(code="foreign_content_dropped", message=message, field=f"{path}.opaque"))
+        warnings.append(foreign(f"{path}.opaque", part.origin, dialect.provider))
         return []
     try:
         orjson.loads(opaque.json)

@@ -10,6 +10,7 @@ from maestro.llm.v1.chat_pb2 import ReasoningEffort
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_sdk.adapter.models import supports
 from maestro_sdk.adapter.plain_schema import Limits
+from maestro_sdk.adapter.strict_subset import StrictSubset
 
 EFFORTS: Mapping[str, str] = {
     "off": "none",
@@ -59,12 +60,15 @@ class Dialect:
     """The only effort with which tools are taken, and which must then be sent; empty means that any is taken."""
     strict_tools: bool = True
     """Whether a tool may say `strict`."""
+    strict_subset: StrictSubset | None = None
+    """The schemas that `strict` is taken with, of tools and of answers; None means any."""
     parallel_tool_calls: bool = True
     tool_choice: bool = True
     allowed_tools: bool = False
     """Whether `tool_choice` can name a subset; where it can't, only the subset's tools are sent."""
-    tool_name_pattern: str = ""
-    """Regular expression of the tool names that the server takes; empty means that the contract's names fit."""
+    tool_name_length: int = 0
+    """Most characters of a tool's name, out of letters, digits, `_` and `-`; 0 means that the contract's names fit.
+    Others are renamed, and the calls in the answer have the contract's names again."""
     schema_limits: Limits | None = None
     """What the server refuses in the schema of a tool; None means that every sound schema is taken."""
     json_object: bool = True

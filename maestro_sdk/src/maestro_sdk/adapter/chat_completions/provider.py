@@ -63,7 +63,7 @@ class ChatCompletionsProvider:
         model, dialect = self._prepare(request)
         try:
             wire = to_wire(request, dialect, stream=True)
-            stream = Stream(dialect, model, warnings=wire.warnings, fallback_id=_new_id())
+            stream = Stream(dialect, model, warnings=wire.warnings, fallback_id=_new_id(), tool_names=wire.tool_names)
             headers = await self._authorize() if self._authorize else None
             async with self._wire.stream(self._path_of(model), wire.encode(), headers, stream.hear) as chunks:
                 async for chunk in chunks:
@@ -83,7 +83,7 @@ class ChatCompletionsProvider:
         model, dialect = self._prepare(request)
         try:
             wire = to_wire(request, dialect)
-            stream = Stream(dialect, model, warnings=wire.warnings, fallback_id=_new_id())
+            stream = Stream(dialect, model, warnings=wire.warnings, fallback_id=_new_id(), tool_names=wire.tool_names)
             headers = await self._authorize() if self._authorize else None
             return stream.whole(await self._wire.post(self._path_of(model), wire.encode(), headers, stream.hear))
         except MaestroError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +19,13 @@ from maestro.llm.v1.chat_pb2 import (
 from maestro_sdk.adapter.chat_completions.caching import mark_cache
 from maestro_sdk.adapter.chat_completions.content import messages
 from maestro_sdk.adapter.chat_completions.dialect import Dialect
+from maestro_sdk.adapter.notes import refuse_warnings
 from maestro_sdk.adapter.options import merge_patch, own_options, refuse_reserved
 from maestro_sdk.adapter.plain_schema import plain_schema
+from maestro_sdk.adapter.strict_subset import Strict, fit_strict
+from maestro_sdk.adapter.tool_names import ToolNames
 from maestro_sdk.adapter.tool_schema import parse_any_schema, parse_schema
-from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
+from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
 
 # What a caller may not set by `provider_options`: the mesh decides it, or the answer could not be read.
 _RESERVED: Mapping[str, str] = {
@@ -37,6 +39,9 @@ _RESERVED: Mapping[str, str] = {
     "audio": "answers are text",
 }
 
+_REASONS = 3
+"""How many of the reasons against a schema are told."""
+
 
 @dataclass(slots=True)
 class WireRequest:
@@ -44,6 +49,8 @@ class WireRequest:
 
     body: dict[str, Any]
     warnings: list[Warning] = field(default_factory=list[Warning])
+    tool_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The contract's name by the wire's, for the tools whose names the wire does not take; `Stream` turns them back."""
 
     def encode(self) -> bytes:
         """The bytes to send."""
@@ -60,8 +67,12 @@ def to_wire(request: ChatRequest, dialect: Dialect, *, stream: bool = False) -> 
     wire = WireRequest({"model": dialect.wire_name or request.model.removeprefix(f"{dialect.provider}/")})
     body = wire.body
     ends: dict[int, int] | None = {} if request.HasField("cache") else None
-    body["messages"] = messages(request, dialect, wire.warnings, ends)
-    _tools(request, dialect, wire)
+    names: Mapping[str, str] | None = None
+    if dialect.tool_name_length:
+        names = ToolNames([tool.name for tool in request.tools], dialect.tool_name_length)
+        wire.tool_names = names.renamed
+    body["messages"] = messages(request, dialect, wire.warnings, ends, names)
+    _tools(request, dialect, wire, names)
     _sampling(request, dialect, wire)
     _format(request.response_format, dialect, wire)
     _reasoning(request, dialect, wire)
@@ -80,15 +91,6 @@ def to_wire(request: ChatRequest, dialect: Dialect, *, stream: bool = False) -> 
     if request.strict:
         refuse_warnings(wire.warnings)
     return wire
-
-
-def refuse_warnings(warnings: Sequence[Warning]) -> None:
-    """Raises `UnsupportedParameter` for what `strict` forbids to leave out."""
-    if warnings:
-        raise UnsupportedParameter(
-            "; ".join(warning.message for warning in warnings),
-            violations=[Violation(warning.field, warning.message) for warning in warnings],
-        )
 
 
 def _sampling(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:
@@ -161,13 +163,20 @@ def _format(form: ResponseFormat, dialect: Dialect, wire: WireRequest) -> None:
             schema: dict[str, Any] = {"name": asked.name or "answer"}
             if asked.description:
                 schema["description"] = asked.description
-            schema["schema"] = parse_any_schema(asked.schema, "response_format.json_schema.schema")
+            path = "response_format.json_schema"
+            document = parse_any_schema(asked.schema, f"{path}.schema")
+            strict = asked.strict
+            if strict and dialect.strict_subset is not None:
+                fitted = fit_strict(asked.schema, document, dialect.strict_subset)
+                strict = _enforceable(fitted, path, "schema", dialect, wire)
+                document = fitted.document or document
+            schema["schema"] = document
             if asked.HasField("strict"):
-                schema["strict"] = asked.strict
+                schema["strict"] = strict
             wire.body["response_format"] = {"type": "json_schema", "json_schema": schema}
 
 
-def _tools(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:
+def _tools(request: ChatRequest, dialect: Dialect, wire: WireRequest, wire_names: Mapping[str, str] | None) -> None:
     body, choice = wire.body, request.tool_choice
     mode, names = choice.mode, list(choice.names)
     known = {tool.name for tool in request.tools}
@@ -190,12 +199,13 @@ def _tools(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:
     # Where the wire can't name a subset, offering only that subset says the same.
     by_list = bool(names) and not forbidden and not (dialect.tool_choice and (named or dialect.allowed_tools))
     body["tools"] = [
-        _tool(tool, f"tools[{position}]", dialect, wire)
+        _tool(tool, f"tools[{position}]", dialect, wire, wire_names)
         for position, tool in enumerate(request.tools)
         if not by_list or tool.name in names
     ]
     if request.HasField("tool_choice"):
-        rule = _tool_choice(mode, names, dialect)
+        chosen = names if wire_names is None else [wire_names[name] for name in names]
+        rule = _tool_choice(mode, chosen, dialect)
         if dialect.tool_choice:
             if rule is not None:
                 body["tool_choice"] = rule
@@ -230,16 +240,21 @@ def _tool_choice(mode: ToolChoiceMode.ValueType, names: Sequence[str], dialect: 
     return word
 
 
-def _tool(tool: Tool, path: str, dialect: Dialect, wire: WireRequest) -> dict[str, Any]:
-    if dialect.tool_name_pattern and not re.fullmatch(dialect.tool_name_pattern, tool.name):
-        message = f"{dialect.provider} takes tool names like {dialect.tool_name_pattern}; rename {tool.name!r}"
-        raise UnsupportedParameter.at(f"{path}.name", message)
-    function: dict[str, Any] = {"name": tool.name}
+def _tool(
+    tool: Tool, path: str, dialect: Dialect, wire: WireRequest, names: Mapping[str, str] | None
+) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name if names is None else names[tool.name]}
     if tool.description:
         function["description"] = tool.description
-    function["parameters"] = _parameters(tool.input_schema, f"{path}.input_schema", dialect, wire)
+    parameters = _parameters(tool.input_schema, f"{path}.input_schema", dialect, wire)
+    function["parameters"] = parameters
     if tool.HasField("strict"):
-        if dialect.strict_tools:
+        if dialect.strict_tools and tool.strict and dialect.strict_subset is not None:
+            fitted = fit_strict(tool.input_schema, parameters, dialect.strict_subset)
+            if _enforceable(fitted, path, "input_schema", dialect, wire):
+                function["parameters"] = fitted.document
+                function["strict"] = True
+        elif dialect.strict_tools:
             function["strict"] = tool.strict
         elif tool.strict:
             _unsupported(wire, f"{path}.strict", "this model does not hold arguments to their schema")
@@ -254,6 +269,18 @@ def _parameters(text: str, path: str, dialect: Dialect, wire: WireRequest) -> Ma
         message = f"{loss.field}: {loss.message}"
         wire.warnings.append(Warning(code="schema_rewritten", message=message, field=loss.field))
     return plain.document
+
+
+def _enforceable(fitted: Strict, path: str, schema: str, dialect: Dialect, wire: WireRequest) -> bool:
+    """Whether the schema can be enforced; tells the first reasons where it can't."""
+    if fitted.document is not None:
+        return True
+    told = "; ".join(f"{path}.{schema}#{pointer}: {why}" for pointer, why in fitted.reasons[:_REASONS])
+    more = len(fitted.reasons) - _REASONS
+    further = f"; and {more} more" if more > 0 else ""
+    message = f"{path}.strict was not sent: {dialect.provider} can't enforce this schema: {told}{further}"
+    wire.warnings.append(Warning(code="schema_rewritten", message=message, field=f"{path}.strict"))
+    return False
 
 
 def _unsupported(wire: WireRequest, path: str, message: str) -> None:

@@ -12,19 +12,18 @@ import referencing.exceptions
 from jsonschema import Draft202012Validator, exceptions
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.validators import validator_for
-from jsonschema_specifications import REGISTRY as SPECIFICATIONS
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro_sdk.adapter.polyfill import json_text
+from maestro_sdk.adapter.polyfill.bounded import TooMuch, bounded, errors_of
 from maestro_sdk.adapter.polyfill.json_text import NotJson
-from maestro_sdk.adapter.polyfill.patterns import without_slow_patterns
 from maestro_sdk.errors import InvalidRequest
 
 DEFAULT_REPAIRS = 1
 """What `max_repairs` means when it is unset, as the contract has it."""
 _best_match: Any = cast("Any", exceptions).best_match
 _ANY_OBJECT = '{"type":"object"}'
-_FENCED = re.compile(r"```[A-Za-z0-9_-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```", re.DOTALL)
+_FENCED = re.compile(r"```[A-Za-z0-9_-]*[ \t]*\r?\n(.*?)```", re.DOTALL)
 _DEEPEST = 64
 """Nesting up to which values are checked: the validator recurses several times per level."""
 _LONGEST_MESSAGE = 300
@@ -86,11 +85,13 @@ def violation_of(text: str, schema: str, path: str) -> Violation | None:
         return Violation("$", f"it is nested deeper than {_DEEPEST} levels")
     _, validator = _compiled(schema, path)
     try:
-        flaw: ValidationError | None = _best_match(validator.iter_errors(value))
+        flaw: ValidationError | None = _best_match(errors_of(validator, value))
     except referencing.exceptions.Unresolvable as unknown:
         raise InvalidRequest.at(path, f"refers to {unknown.ref!r}, which is not in it") from unknown
     except RecursionError as endless:
         raise InvalidRequest.at(path, "refers to itself without an end") from endless
+    except TooMuch as much:
+        raise InvalidRequest.at(path, "takes too many steps to check an answer against it") from much
     if flaw is None:
         return None
     message = flaw.message if len(flaw.message) <= _LONGEST_MESSAGE else f"{flaw.message[:_LONGEST_MESSAGE]}…"
@@ -128,8 +129,7 @@ def _compile(text: str) -> tuple[Any, Any] | str:
         return f"#{pointer}: {error.message[:_LONGEST_MESSAGE]}"
     if dangling := _dangling(schema):
         return f"refers to {dangling!r}; only paths to what stands in it (#/$defs/…) are followed"
-    # An own registry: the library's default one would load foreign addresses that a schema names.
-    return schema, cls(without_slow_patterns(schema), registry=SPECIFICATIONS)
+    return schema, bounded(cls, schema)
 
 
 def _is_schema(value: Any) -> bool:

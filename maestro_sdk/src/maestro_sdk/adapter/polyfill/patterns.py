@@ -1,19 +1,20 @@
-"""Which regular expressions of a schema may be tried on a model's text.
+"""How much work a regular expression of a schema may cause on a model's text.
 
 Python's engine goes back: `^(a+)+$` takes years on thirty letters that do not match, and blocks the whole process
-meanwhile. A schema comes from a stranger, and so does the text.
+meanwhile; `a*a*a*a*b` does so on some hundred. A schema comes from a stranger, and so does the text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, cast
+from functools import lru_cache
 
 _LONGEST = 1000
 _REPEATS = "*+{"
+_COUNT = re.compile(r"\{(\d*)(,?)(\d*)\}")
 
 
+@lru_cache(maxsize=1024)
 def is_quick(pattern: str) -> bool:
     """Whether Python knows `pattern`, and no group that is repeated holds a repeat or a choice itself."""
     if len(pattern) > _LONGEST:
@@ -25,29 +26,40 @@ def is_quick(pattern: str) -> bool:
     return not _nests(pattern)
 
 
-def without_slow_patterns(schema: Any) -> Any:
-    """`schema` without `pattern` and `patternProperties` that are not quick: they are not checked."""
-    match schema:
-        case Mapping():
-            kept: dict[str, Any] = {}
-            for key, value in cast("Mapping[str, Any]", schema).items():
-                match key, value:
-                    case "pattern", str() if not is_quick(value):
-                        pass
-                    case "patternProperties", dict() if not all(map(is_quick, cast("dict[str, Any]", value))):
-                        pass
-                    case (("const" | "enum" | "default" | "examples"), _):
-                        kept[key] = value
-                    case _:
-                        kept[key] = without_slow_patterns(value)
-            if "patternProperties" in schema and "patternProperties" not in kept:
-                # Without them it is not known which properties are additional.
-                kept.pop("additionalProperties", None)
-            return kept
-        case list():
-            return [without_slow_patterns(value) for value in cast("list[Any]", schema)]
-        case _:
-            return schema
+def ways(pattern: str, length: int) -> int:
+    """At most so many ways lead through a quick `pattern` on a text of `length`: what the engine tries in the end.
+
+    Each repeat multiplies them by the times it may repeat, each choice by its branches.
+    """
+    found = 1 if pattern.startswith("^") else length + 1
+    place = 0
+    while place < len(pattern):
+        match pattern[place]:
+            case "\\":
+                place += 1
+            case "[":
+                place = _end_of_class(pattern, place)
+            case "*" | "+":
+                found *= length + 1
+            case "{" if counted := _COUNT.match(pattern, place):
+                found *= _span(counted, length)
+                place = counted.end() - 1
+            case "?" if place and pattern[place - 1] not in "(*+?}":
+                found *= 2
+            case "|":
+                found *= 2
+            case _:
+                pass
+        place += 1
+    return found
+
+
+def _span(counted: re.Match[str], length: int) -> int:
+    """How many times `{least,most}` may repeat, on a text of `length`."""
+    least, comma, most = counted[1], counted[2], counted[3]
+    if not comma:
+        return 1
+    return max(1, (min(int(most), length) if most else length) - int(least or 0) + 1)
 
 
 def _nests(pattern: str) -> bool:

@@ -20,6 +20,8 @@ CLOSE = "</tool_call>"
 _SPACE = " \t\r\n"
 _MOST_SPACE = 256
 """Space that is held back in case that a call follows it."""
+_MOST_WAIT = 2048
+"""Space that is waited through for the object of a call, or for what ends it. Some models write space without end."""
 _STRUCTURE = re.compile(r'[{}\[\]"]')
 # JSON forbids control characters in strings: one of them tells early that a quote is missing.
 _STRING = re.compile(r'["\\\x00-\x1f]')
@@ -121,10 +123,12 @@ class Parser:
         if before:
             self._give(pieces, Text(held[:before]))
             return True
-        follows = held[at + len(OPEN) :].lstrip(_SPACE)
-        if not follows and not last:
+        behind = held[at + len(OPEN) :]
+        follows = behind.lstrip(_SPACE)
+        is_near = len(behind) - len(follows) <= _MOST_WAIT
+        if not follows and not last and is_near:
             return False
-        if self._code.takes(held[:at], call=follows.startswith("{")):
+        if self._code.takes(held[:at], call=is_near and follows.startswith("{")):
             if at:
                 self._give(pieces, Gap(held[:at]))
             self._held = self._held[len(OPEN) :]
@@ -209,6 +213,8 @@ def _space_behind(text: str) -> int:
 def _closing(text: str, *, last: bool) -> int | None:
     """How much of what follows an object closes its call: None when that can't be told yet, -1 when nothing does."""
     rest = text.lstrip(_SPACE)
+    if len(text) - len(rest) > _MOST_WAIT:
+        return -1
     if rest.startswith(CLOSE):
         return len(text) - len(rest) + len(CLOSE)
     if rest.startswith(OPEN):

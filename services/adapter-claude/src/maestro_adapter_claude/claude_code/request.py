@@ -70,7 +70,7 @@ def to_wire(request: ChatRequest, model: ClaudeModel) -> Run:
     notes = Notes(request.strict)
     name = model.model.name
     names = _names(request)
-    messages = to_messages(request, name, names, (), {"type": "ephemeral"}, notes)
+    messages = to_messages(request, name, lambda tool: names.get(tool, tool), (), {"type": "ephemeral"}, notes)
     for field in _NOT_TAKEN:
         if _is_set(request, field):
             notes.unsupported(field, "Claude Code does not take it")

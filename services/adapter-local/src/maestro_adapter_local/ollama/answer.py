@@ -198,6 +198,8 @@ def to_embeddings(body: bytes, outgoing: Outgoing) -> EmbedResponse:
             warnings=outgoing.warnings,
         )
         if "prompt_eval_count" in document:
+            if document["prompt_eval_count"] < 0:
+                raise ValueError("the usage is negative")
             response.usage.input_tokens = document["prompt_eval_count"]
     except _UNREADABLE as error:
         raise StreamBroken(f"Ollama's vectors can't be read: {type(error).__name__}: {error}") from error

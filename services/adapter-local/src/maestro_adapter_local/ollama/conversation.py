@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
-from maestro.llm.v1.message_pb2 import ImagePart, Message, Part, Role, ToolCallPart, ToolResultPart
+from maestro.llm.v1.message_pb2 import ImagePart, Message, Origin, Part, Role, ToolCallPart, ToolResultPart
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_adapter_local.ollama.failure import PROVIDER
 from maestro_sdk.adapter.models import supports
@@ -19,8 +19,8 @@ from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
 API = "ollama_chat"
 """`origin.api` of the parts that this wire makes."""
 
-DropForeign = Callable[[str, str], None]
-"""Is told the path of a part that is left out, and who alone understands it."""
+DropForeign = Callable[[str, Origin, str], None]
+"""Is told the path of a part that is left out, who alone understands it, and who leaves it out."""
 
 
 def to_messages(request: ChatRequest, system: str, model: Model, drop: DropForeign) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ def _opaque(part: Part, path: str, drop: DropForeign) -> None:
         raise InvalidRequest.at(f"{path}.origin", "is required with opaque content: it says who understands it")
     if _is_own(part):
         raise UnsupportedParameter.at(f"{path}.opaque", "Ollama has no content of its own kind")
-    drop(f"{path}.opaque", part.origin.provider)
+    drop(f"{path}.opaque", part.origin, PROVIDER)
 
 
 def _is_own(part: Part) -> bool:

@@ -78,7 +78,9 @@ def _window(document: Mapping[str, Any], num_ctx: int | None) -> int | None:
     lengths = [
         value
         for name, value in _mapping(document.get("model_info")).items()
-        if name.endswith(".context_length") and isinstance(value, int) and value > 0
+        if name.endswith(".context_length")
+        and isinstance(value, int)
+        and value > 1  # true is an int to Python, and no window
     ]
     most = max(lengths, default=None)
     fixed = _NUM_CTX.search(_text(document.get("parameters")))

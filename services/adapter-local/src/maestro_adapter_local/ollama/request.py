@@ -258,9 +258,9 @@ def _tools(request: ChatRequest, facts: Facts, notes: Notes) -> list[dict[str, A
 
 def _tool(tool: Tool, path: str, notes: Notes) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "description": tool.description}
-    plain = plain_schema(tool.input_schema, f"{path}.input_schema", _LIMITS)
-    for loss in plain.losses:
-        notes.unsupported(loss.field, loss.message)
+    here = f"{path}.input_schema"
+    plain = plain_schema(tool.input_schema, here, _LIMITS)
+    notes.lost(here, [(loss.field.removeprefix(f"{here}#"), loss.message) for loss in plain.losses])
     function["parameters"] = plain.fragment
     if tool.strict:
         notes.unsupported(f"{path}.strict", "Ollama does not hold arguments to their schema")
