@@ -29,6 +29,7 @@ from maestro_sdk.errors import (
     from_rpc_error,
     to_status,
 )
+from maestro_sdk.service.telemetry import redacted
 from maestro_sdk.service.validation import VALIDATED, has_rules, validate
 from maestro_sdk.tracing import Call, call_from_metadata, current_call, enter_call
 
@@ -189,9 +190,11 @@ async def abort(context: Any, error: Exception) -> None:
         known = Internal(f"internal error; the log of the service tells more under {request_id}")
     bounded = _bounded(known)
     status = to_status(bounded)
+    # Providers quote the key that they refuse.
+    status.message = redacted(status.message)
     metadata = (*(context.trailing_metadata() or ()), (STATUS_DETAILS_KEY, status.SerializeToString()))
     try:
-        await context.abort(known.code, bounded.message, metadata)
+        await context.abort(known.code, status.message, metadata)
     except asyncio.InvalidStateError:
         # The caller went away meanwhile: there is nobody to tell.
         _log.debug("a call ended before its status %s could be sent", known.reason)

@@ -39,6 +39,7 @@ from maestro_sdk.service.routes import RouteConfig
 from maestro_sdk.service.values import (
     INLINE,
     Address,
+    BaseUrl,
     ConfigPath,
     Duration,
     Secret,
@@ -50,6 +51,7 @@ from maestro_sdk.service.values import (
 __all__ = [
     "AdapterConfig",
     "Address",
+    "BaseUrl",
     "Config",
     "ConfigError",
     "ConfigPath",

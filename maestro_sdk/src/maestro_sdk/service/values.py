@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
@@ -14,6 +15,7 @@ from maestro.llm.v1.model_pb2 import Feature
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_NOT_IN_URL = re.compile(r"[^!-~]")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MODEL = re.compile(r"[a-z0-9][a-z0-9_.-]*/\S+")
 INLINE = "keys never stand in the file: use {env: NAME} or {file: PATH}"
@@ -54,6 +56,22 @@ def _address(value: str) -> str:
     return value
 
 
+def _base_url(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        plain = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        url, plain = urlsplit(""), False
+    if not plain or _NOT_IN_URL.search(value):
+        # Without the value: it may hold a key.
+        raise ValueError("is not an http or https address such as https://host:8080/path")
+    if url.username is not None or url.password is not None:
+        raise ValueError("holds a user or a password, which never stand in the file")
+    if url.query or url.fragment:
+        raise ValueError("has to end with its path: no ? and no #")
+    return value.rstrip("/")
+
+
 def _absolute(value: Path, info: ValidationInfo) -> Path:
     base = cast("Mapping[str, Any]", info.context or {}).get("base", "")
     return Path(base or Path.cwd()) / value.expanduser()
@@ -83,6 +101,8 @@ Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 """Bytes; written as a number or as "64MiB"."""
 Address = Annotated[str, AfterValidator(_address)]
 """A TCP address, "host:port"."""
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+"""An address over HTTP to which paths are appended; without a slash at its end."""
 ConfigPath = Annotated[Path, AfterValidator(_absolute)]
 """A path; a relative one starts at the folder of the configuration file."""
 FeatureName = Annotated[str, AfterValidator(_feature)]
@@ -117,11 +137,11 @@ class Secret(Settings):
         return self
 
     def get(self, env: Mapping[str, str] | None = None) -> str | None:
-        """The key; None when the variable is empty or unset, or the file is missing or empty."""
+        """The key; None when the variable is empty or unset, or the file is missing, empty or no text."""
         if self.file is not None:
             try:
-                value = self.file.read_text().strip()
-            except OSError:
+                value = self.file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError):
                 return None
         else:
             value = (os.environ if env is None else env).get(self.env or "", "").strip()
