@@ -23,7 +23,7 @@ from maestro_adapter_bedrock.settings import BedrockSettings
 from maestro_adapter_bedrock.signature import Keys, sign
 from maestro_sdk.errors import ProviderAuth
 from maestro_sdk.testing import bedrock_converse as wire
-from maestro_sdk.testing.faults import FaultServer, Headers, SendJson, Stall
+from maestro_sdk.testing.faults import FaultServer, Headers, Seen, SendJson, Stall, Wait
 
 URL = "https://bedrock-runtime.us-east-1.amazonaws.com/model/anthropic.claude-sonnet-4-5-20250929-v1%3A0/converse"
 PROFILE = (
@@ -186,7 +186,60 @@ async def test_a_metadata_service_that_never_answers_holds_nobody(monkeypatch: p
         assert len(server.requests) == 1
 
 
-async def test_refused_credentials_of_the_chain_are_looked_for_anew(
+def role_at(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys AKROLE1, AKROLE2, … of a role, from the endpoint that containers have."""
+    expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+    for number in range(1, 5):
+        role = {"AccessKeyId": f"AKROLE{number}", "SecretAccessKey": "s", "Token": "t", "Expiration": expires}
+        server.on("GET", "/role", SendJson(role))
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{server.url}/role")
+
+
+def refuse_first_role(server: FaultServer, code: str) -> None:
+    """Refuses calls that AKROLE1 signed."""
+
+    def reply(seen: Seen) -> Any:
+        if "Credential=AKROLE1/" in seen.headers["authorization"]:
+            return Wait(0.05), Headers(403, {"x-amzn-errortype": code}), SendJson({"message": "no"})
+        return wire.text()(seen)
+
+    server.on("POST", wire.PATH, reply)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_expired_keys_are_replaced_once_for_all_calls(
+    streams: bool, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FaultServer() as server:
+        role_at(server, monkeypatch)
+        refuse_first_role(server, "ExpiredTokenException")
+        provider = BedrockProvider(settings(base_url=server.url, region="us-east-1"))
+
+        async def call() -> Any:
+            if streams:
+                return [event async for events in provider.stream(ask()) for event in events]
+            return await provider.complete(ask())
+
+        answers = await asyncio.gather(*(call() for _ in range(6)))
+        await provider.close()
+        assert all(events[-1].HasField("finish") for events in answers)
+        assert sum(seen.path == "/role" for seen in server.requests) == 2
+        assert len(server.requests) == 2 + 12
+
+
+async def test_what_keys_may_not_do_is_no_reason_to_replace_them(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer() as server:
+        role_at(server, monkeypatch)
+        refuse_first_role(server, "AccessDeniedException")
+        provider = BedrockProvider(settings(base_url=server.url, region="us-east-1"))
+        for _ in range(2):
+            with pytest.raises(ProviderAuth, match="access to the model"):
+                await provider.complete(ask())
+        await provider.close()
+        assert [seen.method for seen in server.requests] == ["GET", "POST", "POST"]
+
+
+async def test_refused_keys_without_others_are_tried_once(
     ask: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "config").write_text(PROFILE)

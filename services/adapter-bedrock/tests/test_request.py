@@ -245,10 +245,15 @@ def test_budgets(ask: Any, translate: Any, fields: Any, thinking: int | None, wa
         ({"tools": [TOOL], "tool_choice": {"names": ["nope"]}}, "tool_choice.names[0]"),
         ({"tools": [TOOL], "tool_choice": {"mode": "TOOL_CHOICE_MODE_NAMED"}}, "tool_choice.names"),
         ({"cache": {"points": [{"message": 5}]}}, "cache.points[0].message"),
+        ({"tools": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, "tools[2].name"),
         ({"provider_options": {"bedrock": {"messages": []}}}, "provider_options.bedrock.messages"),
         ({"provider_options": {"bedrock": {"modelId": "x"}}}, "provider_options.bedrock.modelId"),
         ({"response_format": {"json_schema": {"schema": "[]"}}}, "response_format.json_schema.schema"),
         ({"messages": [{"role": "ROLE_USER", "parts": [{"text": {"text": " "}}]}]}, "messages"),
+        (
+            {"messages": [{"role": "ROLE_TOOL", "parts": [{"tool_result": {"call_id": "x"}}]}]},
+            "messages[0].parts[0].tool_result.call_id",
+        ),
     ],
 )
 def test_requests_that_are_wrong(ask: Any, translate: Any, fields: Any, path: str) -> None:

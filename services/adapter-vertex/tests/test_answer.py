@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -271,7 +272,7 @@ def test_a_blocked_prompt_is_an_error_and_a_blocked_answer_is_not() -> None:
         stream.end()
     # With candidates there is an answer, and the remark about the prompt goes with it.
     answered = to_events(orjson.dumps({**frame({"text": "x"}, stop="STOP"), **document}), OUTGOING)
-    told = answered[-1].finish.provider_metadata["vertex"]
+    told = MessageToDict(answered[-1].finish.provider_metadata["vertex"])
     assert told["promptFeedback"]["blockReason"] == "JAILBREAK"
 
 

@@ -16,7 +16,7 @@ from maestro_adapter_vertex.batch_wire import read_results, to_batch
 from maestro_adapter_vertex.provider import VertexProvider
 from maestro_sdk.adapter.models import supports
 from maestro_sdk.adapter.provider import Batcher
-from maestro_sdk.errors import Conflict, InvalidRequest, MaestroError, NotFound, StreamBroken
+from maestro_sdk.errors import CapabilityUnavailable, Conflict, InvalidRequest, MaestroError, NotFound, StreamBroken
 from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.obliging_gemini_batches import ObligingBatches
 
@@ -161,8 +161,7 @@ async def test_a_place_of_its_own(account: Any, ask: Any) -> None:
 
 async def test_the_sdk_starts_the_same_job(account: Any, ask: Any) -> None:
     import httpx2
-    from google import genai
-    from google.genai import types
+    from google.genai import Client, types
     from google.oauth2.credentials import Credentials
 
     server, emulator, provider = account
@@ -177,7 +176,7 @@ async def test_the_sdk_starts_the_same_job(account: Any, ask: Any) -> None:
             retry_options=types.HttpRetryOptions(attempts=1),
         )
         token: Any = Credentials
-        client = genai.Client(
+        client = Client(
             enterprise=True, project="p1", location="global", credentials=token("ya29"), http_options=options
         )
         config = types.CreateBatchJobConfig(display_name="Flowers", dest=source.rpartition("/")[0])
@@ -244,3 +243,29 @@ def test_results_that_can_not_be_read(line: bytes) -> None:
     with pytest.raises(MaestroError) as caught:
         read_results(line, "m")
     assert type(caught.value) is StreamBroken
+
+
+async def test_a_result_that_the_files_repeat_is_given_once(account: Any, ask: Any) -> None:
+    _, emulator, provider = account
+    items = [item(name, ask, f"Reply with the word {word}.") for name, word in WORDS.items()]
+    begun = await provider.create_batch(header(), some(*items))
+    for _ in range(2):
+        await provider.get_batch(begun.batch_id)
+    results = [place for place, content in emulator.objects.items() if b'"response"' in content]
+    assert results
+    for place in results:
+        emulator.objects[place] *= 2
+    assert set(await results_of(provider, begun.batch_id)) == set(WORDS)
+
+
+async def test_a_job_of_others_over_a_table_has_no_results_here(account: Any, ask: Any) -> None:
+    _, emulator, provider = account
+    begun = await provider.create_batch(header(), some(item("a", ask, "hi")))
+    for _ in range(2):
+        await provider.get_batch(begun.batch_id)
+    job = emulator.jobs[begun.batch_id]
+    job["inputConfig"] = {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": "bq://a.b.c"}}
+    job["labels"] = {"maestro-items": "many"}
+    assert (await provider.get_batch(begun.batch_id)).batch_id == begun.batch_id
+    with pytest.raises(CapabilityUnavailable, match="Cloud Storage"):
+        await results_of(provider, begun.batch_id)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
+from base64 import urlsafe_b64decode as b64decode
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from maestro_adapter_vertex import credentials
 from maestro_adapter_vertex.credentials import EARLY, Token
 from maestro_adapter_vertex.provider import VertexProvider
 from maestro_adapter_vertex.settings import VertexSettings
 from maestro_sdk.errors import ProviderAuth, UpstreamError
 from maestro_sdk.testing import gemini_content as wire
-from maestro_sdk.testing.faults import FaultServer, Headers, Seen, SendJson, Wait
+from maestro_sdk.testing.faults import FaultServer, Headers, Seen, SendJson, Stall, Wait
 
 _KEY = (
     rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -231,3 +234,89 @@ async def test_without_credentials_it_says_what_to_do(
     assert await again.check() == ""
     await provider.close()
     await again.close()
+
+
+async def test_credentials_that_were_replaced_are_read_anew(ask: Any, tmp_path: Path) -> None:
+    """A key is rotated: the file has another one, and the old one is deleted."""
+    async with FaultServer() as server:
+
+        def reply(seen: Seen) -> Any:
+            if b"old" in b64decode(seen.body.split(b".")[1] + b"=="):
+                return Headers(400), SendJson({"error": "invalid_grant", "error_description": "Invalid JWT Signature."})
+            return (SendJson({"access_token": "new", "expires_in": 3600, "token_type": "Bearer"}),)
+
+        server.on("POST", "/token", reply)
+        server.on("POST", wire.PATH, wire.text())
+        account = account_file(server.url)
+        provider = provider_with(tmp_path, server.url, {**account, "client_email": "old@p1.iam.gserviceaccount.com"})
+        assert await provider.check() == ""
+        with pytest.raises(ProviderAuth, match="Invalid JWT Signature"):
+            await provider.complete(ask())
+        assert await provider.check() == ""
+        (tmp_path / "credentials.json").write_text(json.dumps(account))
+        assert (await provider.complete(ask()))[-1].HasField("finish")
+        await provider.close()
+        assert tokens_of(server) == ["Bearer new"]
+
+
+async def test_a_token_that_is_good_still_is_used_while_another_one_is_fetched(ask: Any, tmp_path: Path) -> None:
+    async with FaultServer() as server:
+        server.on("POST", "/token", SendJson({"access_token": "t1", "expires_in": EARLY - 5, "token_type": "Bearer"}))
+        server.on("POST", "/token", Stall())
+        server.on("POST", wire.PATH, wire.text())
+        provider = provider_with(tmp_path, server.url, account_file(server.url))
+        for _ in range(3):
+            await asyncio.wait_for(provider.complete(ask()), 5)
+        assert tokens_of(server) == ["Bearer t1"] * 3
+        await server.request(4)
+        await asyncio.wait_for(provider.close(), 1)
+        assert sum(seen.path == "/token" for seen in server.requests) == 2
+
+
+async def test_nobody_waits_for_ever_for_a_token(ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "PATIENCE", 0.3)
+    async with FaultServer() as server:
+        server.on("POST", "/token", Stall())
+        provider = provider_with(tmp_path, server.url, account_file(server.url))
+        with pytest.raises(UpstreamError, match=r"no answer within 0\.3 seconds|can't be asked"):
+            await asyncio.wait_for(provider.complete(ask()), 5)
+        await provider.close()
+
+
+async def test_a_process_ends_while_a_token_is_under_way(tmp_path: Path) -> None:
+    """The thread that fetches it can't be stopped; the interpreter does not wait for it."""
+    async with FaultServer() as server:
+        server.on("POST", "/token", Stall())
+        provider_with(tmp_path, server.url, account_file(server.url))
+        code = f"""
+import asyncio
+from maestro_adapter_vertex import credentials
+from maestro_adapter_vertex.credentials import TokenSource
+from maestro_adapter_vertex.settings import VertexSettings
+
+async def main():
+    settings = {{"project": "p1", "credentials": {{"file": {str(tmp_path / "pointer")!r}}}}}
+    source = TokenSource(VertexSettings.model_validate(settings))
+    fetching = asyncio.ensure_future(source.get())
+    print(await asyncio.to_thread(input))
+    await source.close()
+    fetching.cancel()
+
+asyncio.run(main())
+"""
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdin=pipe, stdout=pipe)
+        await server.request(timeout=20)
+        begun = time.monotonic()
+        told, _ = await asyncio.wait_for(process.communicate(b"go\n"), 20)
+        assert (told, process.returncode) == (b"go\n", 0)
+        assert time.monotonic() - begun < 5
+
+
+async def test_a_file_that_is_no_text_holds_no_key(tmp_path: Path) -> None:
+    pointer = tmp_path / "pointer"
+    pointer.write_bytes(b"\xff\xfe\x00")
+    fields = {"project": "p1", "credentials": {"file": str(pointer)}, "access_token": {"file": str(pointer)}}
+    settings = VertexSettings.model_validate(fields)
+    assert settings.access_token is not None
+    assert settings.access_token.get() is None

@@ -168,3 +168,12 @@ async def test_answers_that_are_none(steps: Any, expected: type[Exception], prov
         with pytest.raises(expected) as caught:
             await provider.embed(embed("one"))
     assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize("name", ["content", "instances"])
+async def test_options_do_not_replace_the_inputs(name: str, provider_at: Any) -> None:
+    async with FaultServer() as server, provider_at(server.url) as provider:
+        with pytest.raises(InvalidRequest) as caught:
+            await provider.embed(embed("one", provider_options={"vertex": {name: []}}))
+        assert caught.value.violations[0].field == f"provider_options.vertex.{name}"
+        assert not server.requests

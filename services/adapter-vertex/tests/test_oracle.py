@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -44,9 +44,8 @@ async def server() -> AsyncIterator[FaultServer]:
 async def sdk(server: FaultServer) -> AsyncIterator[Sdk]:
     # Imported late: it takes seconds, and only these tests need it.
     import httpx2
-    from google import genai
     from google.auth.credentials import Credentials
-    from google.genai import errors, types
+    from google.genai import Client, errors, types
 
     class Fixed(Credentials):
         """Never expires and asks nobody."""
@@ -60,7 +59,7 @@ async def sdk(server: FaultServer) -> AsyncIterator[Sdk]:
             return True
 
         @property
-        def expired(self) -> bool:
+        def expired(self) -> Literal[False]:
             return False
 
         def refresh(self, request: object) -> None:
@@ -75,7 +74,7 @@ async def sdk(server: FaultServer) -> AsyncIterator[Sdk]:
             retry_options=types.HttpRetryOptions(attempts=1),
         )
         fixed = Fixed()
-        client = genai.Client(enterprise=True, project="p1", location="global", credentials=fixed, http_options=options)
+        client = Client(enterprise=True, project="p1", location="global", credentials=fixed, http_options=options)
         yield Sdk(client.aio, types, errors)
         await client.aio.aclose()
 

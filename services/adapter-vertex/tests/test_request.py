@@ -181,6 +181,7 @@ def test_images_in_results_depend_on_the_model(ask: Any, translate: Any) -> None
         ({"tools": [TOOL], "tool_choice": {"mode": "TOOL_CHOICE_MODE_NAMED"}}, "tool_choice.names"),
         ({"tools": [TOOL], "tool_choice": {"names": ["nope"]}}, "tool_choice.names[0]"),
         ({"tools": [{"name": "1a"}, {"name": "_1a"}]}, "tools[0].name"),
+        ({"tools": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, "tools[2].name"),
         ({"tools": [{"name": "a", "input_schema": "[]"}]}, "tools[0].input_schema"),
         (
             {"tools": [TOOL, {"name": "a", "input_schema": '{"properties":{"a/b":{"type":"int"}}}'}]},

@@ -251,7 +251,9 @@ def test_what_is_no_schema_is_refused_at_its_place(text: str, pointer: str) -> N
 
 
 def test_a_schema_that_grows_without_end_is_refused() -> None:
-    defs = {f"d{n}": {"properties": {k: {"$ref": f"#/$defs/d{n + 1}"} for k in "abcd"}} for n in range(12)}
+    defs: dict[str, Any] = {
+        f"d{n}": {"properties": {k: {"$ref": f"#/$defs/d{n + 1}"} for k in "abcd"}} for n in range(12)
+    }
     defs["d12"] = {"type": "string"}
     with pytest.raises(InvalidRequest, match="too large"):
         rewrite({"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": defs})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -29,6 +29,26 @@ from maestro_sdk.testing.obliging_gemini import oblige_gemini
 from maestro_sdk.testing.servers import serve
 from maestro_sdk.testing.wire import Tokens
 
+if TYPE_CHECKING:
+    from maestro.llm.v1.chat_pb2_grpc import ChatServiceAsyncStub
+    from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceAsyncStub
+    from maestro.llm.v1.model_pb2_grpc import ModelServiceAsyncStub
+
+
+def chat_at(channel: grpc.aio.Channel) -> ChatServiceAsyncStub:
+    stub: ChatServiceAsyncStub = ChatServiceStub(channel)
+    return stub
+
+
+def models_at(channel: grpc.aio.Channel) -> ModelServiceAsyncStub:
+    stub: ModelServiceAsyncStub = ModelServiceStub(channel)
+    return stub
+
+
+def embedding_at(channel: grpc.aio.Channel) -> EmbeddingServiceAsyncStub:
+    stub: EmbeddingServiceAsyncStub = EmbeddingServiceStub(channel)
+    return stub
+
 
 @pytest.fixture
 async def mesh(provider_at: Any) -> Any:
@@ -46,7 +66,7 @@ async def mesh(provider_at: Any) -> Any:
 
 async def test_answers_and_their_cost(mesh: Any, ask: Any) -> None:
     server, channel = mesh
-    chat = ChatServiceStub(channel)
+    chat = chat_at(channel)
     used = Tokens(input=20_000, cache_read=16_000, output=900, reasoning=700)
     server.on("POST", wire.PATH, wire.text(tokens=used))
     request = ask(model="vertex/gemini-3.5-flash")
@@ -61,17 +81,17 @@ async def test_answers_and_their_cost(mesh: Any, ask: Any) -> None:
 async def test_tokens_and_vectors(mesh: Any, ask: Any) -> None:
     server, channel = mesh
     oblige_gemini(server)
-    counted = await ChatServiceStub(channel).CountTokens(CountTokensRequest(request=ask("a" * 40)))
+    counted = await chat_at(channel).CountTokens(CountTokensRequest(request=ask("a" * 40)))
     assert (counted.input_tokens, counted.estimated) == (11, False)
     request = EmbedRequest(model="vertex/text-embedding-005", inputs=[EmbedInput(text="x" * 1000)])
-    vectors = await EmbeddingServiceStub(channel).Embed(request)
+    vectors = await embedding_at(channel).Embed(request)
     assert len(vectors.embeddings[0].values) == 768
     assert vectors.cost.usd == "0.000025"
 
 
 async def test_errors_survive_the_way(mesh: Any, ask: Any) -> None:
     server, channel = mesh
-    chat = ChatServiceStub(channel)
+    chat = chat_at(channel)
     server.on("POST", wire.PATH, wire.exhausted("2.5s"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await chat.Chat(ask())
@@ -88,12 +108,22 @@ async def test_errors_survive_the_way(mesh: Any, ask: Any) -> None:
     assert type(from_rpc_error(caught.value)) is StreamBroken
 
 
+async def test_a_key_that_the_provider_quotes_is_not_told(mesh: Any, ask: Any) -> None:
+    server, channel = mesh
+    server.on("POST", wire.PATH, wire.error(403, message="the token ya29.test-token may not do this"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await chat_at(channel).Chat(ask())
+    assert "the token *** may not do this" in from_rpc_error(caught.value).message
+    assert "ya29" not in str(caught.value)
+
+
 @pytest.mark.parametrize("pieces", [0, 2])
 async def test_cancelling_a_stream_reaches_the_provider(pieces: int, mesh: Any, ask: Any) -> None:
     server, channel = mesh
     server.on("POST", wire.PATH, wire.stall_after(pieces))
-    call = ChatServiceStub(channel).StreamChat(ask())
-    assert (await call.read()).events[0].HasField("started")
+    call = chat_at(channel).StreamChat(ask())
+    first = await anext(aiter(call))
+    assert first.events[0].HasField("started")
     begun = time.monotonic()
     call.cancel()
     seen = await server.request()
@@ -104,7 +134,7 @@ async def test_cancelling_a_stream_reaches_the_provider(pieces: int, mesh: Any, 
 async def test_cancelling_a_unary_call_reaches_the_provider(mesh: Any, ask: Any) -> None:
     server, channel = mesh
     server.on("POST", wire.PATH, wire.slow_first_token(30))
-    call = ChatServiceStub(channel).Chat(ask())
+    call = chat_at(channel).Chat(ask())
     seen = await server.request()
     begun = time.monotonic()
     call.cancel()
@@ -114,7 +144,7 @@ async def test_cancelling_a_unary_call_reaches_the_provider(mesh: Any, ask: Any)
 
 async def test_what_it_tells_of_itself(mesh: Any, catalogue: dict[str, VertexModel]) -> None:
     _, channel = mesh
-    models = ModelServiceStub(channel)
+    models = models_at(channel)
     listed = await models.ListModels(ListModelsRequest())
     assert [model.id for model in listed.models] == sorted(catalogue)
     info = await models.GetInfo(GetInfoRequest())
@@ -127,11 +157,11 @@ async def test_unconfigured_it_serves_and_says_so(ask: Any) -> None:
         serve(ChatServicer(provider), ModelServicer(provider, "maestro-adapter-vertex")) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        info = await ModelServiceStub(channel).GetInfo(GetInfoRequest())
+        info = await models_at(channel).GetInfo(GetInfoRequest())
         assert not info.ready
         assert "set GOOGLE_CLOUD_PROJECT" in info.not_ready_reason
-        assert (await ModelServiceStub(channel).ListModels(ListModelsRequest())).models
+        assert (await models_at(channel).ListModels(ListModelsRequest())).models
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await ChatServiceStub(channel).Chat(ask())
+            await chat_at(channel).Chat(ask())
         assert type(from_rpc_error(caught.value)) is ProviderAuth
     await provider.close()

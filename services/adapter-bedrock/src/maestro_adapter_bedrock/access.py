@@ -79,6 +79,18 @@ class Access:
         # A session keeps what it found.
         self._chain = self._session = None
 
+    async def renew(self, refused: Mapping[str, str]) -> bool:
+        """Whether there are other keys than those of the `refused` headers.
+
+        The chain is asked for some, once for however many calls were refused; keys of the settings are what they are.
+        """
+        if self._settings.bearer_token.get() or self._own_keys() is not None:
+            return False
+        chain = self._chain
+        if _made_of(await self.keys(), refused) and self._chain is chain:
+            self.forget()
+        return not _made_of(await self.keys(), refused)
+
     async def session(self) -> Any:
         """An aiobotocore session, made on first use."""
         if self._session is None:
@@ -128,6 +140,11 @@ class Access:
             self._missed_at = time.monotonic()
             raise ProviderAuth(_NO_KEYS)
         return found
+
+
+def _made_of(keys: Keys, headers: Mapping[str, str]) -> bool:
+    token = headers.get("x-amz-security-token")
+    return f"Credential={keys.key_id}/" in headers["authorization"] and (keys.token or None) == token
 
 
 def _say(error: BaseException) -> str:

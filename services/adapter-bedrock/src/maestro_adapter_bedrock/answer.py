@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
-from google.protobuf.struct_pb2 import Struct
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, Finish, FinishReason, Started
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_adapter_bedrock.blocks import Blocks
 from maestro_adapter_bedrock.eventstream import Frames, Message
-from maestro_adapter_bedrock.failure import to_error, to_stream_error
+from maestro_adapter_bedrock.failure import UNREADABLE, to_error, to_stream_error, unreadable
 from maestro_adapter_bedrock.models import PROVIDER
 from maestro_adapter_bedrock.request import Outgoing
+from maestro_sdk.adapter.facts import to_struct
 from maestro_sdk.errors import MaestroError, StreamBroken
 
 FINISH_REASONS: dict[str, FinishReason.ValueType] = {
@@ -84,8 +84,8 @@ class Stream:
                     self.failure = failure
                     return events
                 # Other events are the provider's to add.
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            self.failure = StreamBroken(f"the provider's stream can't be read: {type(error).__name__}: {error}")
+        except UNREADABLE as error:
+            self.failure = unreadable("stream", error)
             return events
         except MaestroError as error:
             self.failure = error
@@ -159,9 +159,7 @@ class Stream:
             # Without any usage on the wire there is none here: the cost is unknown then, not zero.
             finish.usage.CopyFrom(self._usage)
         if self._facts:
-            metadata = Struct()
-            metadata.update(self._facts)
-            finish.provider_metadata[PROVIDER].CopyFrom(metadata)
+            finish.provider_metadata[PROVIDER].CopyFrom(to_struct(self._facts))
         self.finished = True
         return ChatEvent(finish=finish)
 
@@ -185,8 +183,8 @@ def to_events(body: bytes, outgoing: Outgoing, response_id: str = "") -> list[Ch
         if "output" not in document and ("__type" in document or "message" in document):
             raise to_error(200, body, {})
         return Stream(outgoing, response_id).read(document)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StreamBroken(f"the provider's answer can't be read: {type(error).__name__}: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable("answer", error) from error
 
 
 def _failure(message: Message) -> MaestroError | None:

@@ -6,10 +6,12 @@ aiobotocore makes these calls: they are few, and not on the way of a chat.
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import math
 import re
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import IO, Any, cast
 from uuid import uuid4
@@ -19,13 +21,13 @@ import orjson
 from maestro.llm.v1.batch_pb2 import Batch, BatchHeader, BatchItem, BatchItemResult, ListBatchesRequest
 from maestro.llm.v1.batch_pb2 import ListBatchesResponse as BatchPage
 from maestro_adapter_bedrock.access import Access
-from maestro_adapter_bedrock.failure import to_error
+from maestro_adapter_bedrock.failure import UNREADABLE, refuses_keys, to_error, unreadable
 from maestro_adapter_bedrock.media import refuse
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
-from maestro_adapter_bedrock.options import plain_struct
 from maestro_adapter_bedrock.records import (
     OVER,
     from_context,
+    name_of,
     to_batch,
     to_context,
     to_failed,
@@ -35,7 +37,15 @@ from maestro_adapter_bedrock.records import (
 )
 from maestro_adapter_bedrock.request import to_wire
 from maestro_adapter_bedrock.settings import BedrockSettings
-from maestro_sdk.errors import CapabilityUnavailable, Conflict, InvalidRequest, MaestroError, UpstreamError
+from maestro_sdk.adapter.options import own_options
+from maestro_sdk.errors import (
+    CapabilityUnavailable,
+    Conflict,
+    InvalidRequest,
+    MaestroError,
+    StreamBroken,
+    UpstreamError,
+)
 
 SPOOL = 8 * 1024 * 1024
 """Bytes of a batch that are held in memory; the rest goes to a file."""
@@ -56,7 +66,7 @@ class Batches:
 
     async def create(self, header: BatchHeader, items: AsyncIterator[BatchItem]) -> Batch:
         """Writes the requests to S3 and starts the job."""
-        options = plain_struct(header.provider_options[PROVIDER]) if PROVIDER in header.provider_options else {}
+        options = own_options(header.provider_options, PROVIDER)
         place = self._settings.batch.model_dump()
         place.update({name: options.pop(name) for name in _PLACES if name in options})
         if not (place["bucket"] and place["role_arn"]):
@@ -90,8 +100,8 @@ class Batches:
                     file.seek(0)
                     await s3.put_object(Bucket=place["bucket"], Key=f"{folder}/{name}", Body=file)
         async with self._client("bedrock") as control:
-            started = await control.create_model_invocation_job(**arguments)
-            return await self._get(control, started["jobArn"])
+            started = await _read(control.create_model_invocation_job(**arguments))
+            return await self._get(control, str(started.get("jobArn") or ""))
 
     async def get(self, batch_id: str) -> Batch:
         """A batch. Raises `NotFound`."""
@@ -105,7 +115,7 @@ class Batches:
         if request.page_token:
             arguments["nextToken"] = request.page_token
         async with self._client("bedrock") as control:
-            found = await control.list_model_invocation_jobs(**arguments)
+            found = await _read(control.list_model_invocation_jobs(**arguments))
         batches = [self._read(job) for job in found.get("invocationJobSummaries", ())]
         return BatchPage(batches=batches, next_page_token=found.get("nextToken") or "")
 
@@ -123,20 +133,23 @@ class Batches:
     async def results(self, batch_id: str) -> AsyncGenerator[list[BatchItemResult]]:
         """The results, each item once, those included that were never reached."""
         async with self._client("bedrock") as control:
-            job = await control.get_model_invocation_job(jobIdentifier=batch_id)
+            job = await _read(control.get_model_invocation_job(jobIdentifier=batch_id))
         batch = self._read(job)
         if batch.state not in OVER:
             raise Conflict(f"the batch is under way: {batch.raw_state}")
         model = self._models.get(f"{PROVIDER}/{batch.model}") or BedrockModel.unknown(str(job["modelId"]))
-        bucket, key = _split(job["inputDataConfig"]["s3InputDataConfig"]["s3Uri"])
-        target, prefix = _split(job["outputDataConfig"]["s3OutputDataConfig"]["s3Uri"])
+        try:
+            bucket, key = _split(job["inputDataConfig"]["s3InputDataConfig"]["s3Uri"])
+            target, prefix = _split(job["outputDataConfig"]["s3OutputDataConfig"]["s3Uri"])
+        except UNREADABLE as error:
+            raise unreadable("batch", error) from error
         async with self._client("s3") as s3:
-            contexts = {line["recordId"]: line async for line in _lines(s3, bucket, _beside(key), missing=True)}
+            contexts = {name_of(line): line async for line in _lines(s3, bucket, _beside(key), missing=True)}
             seen: set[str] = set()
             some: list[BatchItemResult] = []
             async for name in _outputs(s3, target, f"{prefix.rstrip('/')}/{batch_id.rpartition('/')[2]}/"):
                 async for record in _lines(s3, target, name):
-                    item_id = str(record["recordId"])
+                    item_id = name_of(record)
                     if item_id not in seen:
                         seen.add(item_id)
                         some.append(to_result(record, from_context(contexts.get(item_id, {}), model), batch_id))
@@ -144,7 +157,7 @@ class Batches:
                         yield some
                         some = []
             async for record in _lines(s3, bucket, key):
-                item_id = str(record["recordId"])
+                item_id = name_of(record)
                 if item_id not in seen:
                     some.append(to_failed(item_id, unreached(batch.state)))
                 if len(some) >= RESULTS:
@@ -173,7 +186,7 @@ class Batches:
             number += 1
 
     async def _get(self, control: Any, batch_id: str) -> Batch:
-        return self._read(await control.get_model_invocation_job(jobIdentifier=batch_id))
+        return self._read(await _read(control.get_model_invocation_job(jobIdentifier=batch_id)))
 
     def _read(self, job: Mapping[str, Any]) -> Batch:
         model_id = str(job.get("modelId") or "")
@@ -187,6 +200,10 @@ class Batches:
     @asynccontextmanager
     async def _client(self, service: str) -> AsyncGenerator[Any]:
         """A client of AWS's SDK; what it raises becomes an error of the contract."""
+        keys = await self._access.keys()
+        session: Any = await self._access.session()
+        # Half a second of reading, the first time; the loop has other calls to serve.
+        await asyncio.to_thread(_prepare, session, service)
         from aiobotocore.config import AioConfig
         from botocore import handlers
         from botocore.exceptions import BotoCoreError, ClientError
@@ -194,8 +211,6 @@ class Batches:
         settings = self._settings
         try:
             async with AsyncExitStack() as stack:
-                keys = await self._access.keys()
-                session: Any = await self._access.session()
                 client = await stack.enter_async_context(
                     session.create_client(
                         service,
@@ -217,9 +232,20 @@ class Batches:
                 client.meta.events.unregister("before-call.s3", cast("Any", handlers).add_expect_header)
                 yield client
         except ClientError as error:
-            raise _meaning(cast("Any", error).response) from error
+            meaning = _meaning(cast("Any", error).response)
+            if refuses_keys(meaning):
+                self._access.forget()
+            raise meaning from error
         except BotoCoreError as error:
             raise UpstreamError(f"AWS can't be asked: {error}") from error
+
+
+async def _read(call: Awaitable[Any]) -> Mapping[str, Any]:
+    """The answer to a call of the SDK, which trusts JSON to have the form that it should have."""
+    try:
+        return await call
+    except UNREADABLE as error:
+        raise unreadable("answer", error) from error
 
 
 def _meaning(response: Mapping[str, Any]) -> MaestroError:
@@ -228,6 +254,17 @@ def _meaning(response: Mapping[str, Any]) -> MaestroError:
     name = "ResourceNotFoundException" if code in {"NoSuchKey", "NoSuchBucket"} else code
     body = orjson.dumps({"__type": name, "message": str(said.get("Message") or "")})
     return to_error(int(facts.get("HTTPStatusCode") or 500), body, facts.get("HTTPHeaders") or {})
+
+
+def _prepare(session: Any, service: str) -> None:
+    """Loads what a client of the service is made of; the session keeps it. Blocks."""
+    for module in ("aiobotocore.config", "aiobotocore.client", "botocore.handlers"):
+        importlib.import_module(module)
+    loader = session.get_component("data_loader")
+    for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
+        loader.load_service_model(service, kind)
+    for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
+        loader.load_data(name)
 
 
 async def _outputs(s3: Any, bucket: str, prefix: str) -> AsyncGenerator[str]:
@@ -249,7 +286,17 @@ async def _lines(s3: Any, bucket: str, key: str, *, missing: bool = False) -> As
     async with found["Body"] as body:
         async for line in body.iter_lines():
             if line.strip():
-                yield orjson.loads(line)
+                yield _object(line)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        found: Any = orjson.loads(line)
+    except ValueError as error:
+        raise unreadable("file of the batch", error) from error
+    if not isinstance(found, dict):
+        raise StreamBroken("the batch's files have a line that is no JSON object")
+    return cast("dict[str, Any]", found)
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Literal, NotRequired, TypedDict
 from maestro.llm.v1.chat_pb2 import CacheTtl, ChatRequest
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_bedrock.models import BedrockModel
-from maestro_adapter_bedrock.notes import Notes
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
 MAX_POINTS = 4

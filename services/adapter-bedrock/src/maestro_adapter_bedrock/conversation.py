@@ -15,9 +15,9 @@ from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_bedrock.cache import CachePlan, CachePoint
 from maestro_adapter_bedrock.media import audio_block, document_block, image_block, refuse
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
-from maestro_adapter_bedrock.notes import Notes
 from maestro_adapter_bedrock.schema import json_object
 from maestro_adapter_bedrock.tools import wire_name
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
 API = "converse"
@@ -35,7 +35,7 @@ Place = tuple[int, ...]
 class Conversation:
     """The wire's messages, and the names of the tools that they call, in order."""
 
-    __slots__ = ("_documents", "_model", "_names", "_notes", "called", "messages")
+    __slots__ = ("_calls", "_documents", "_model", "_names", "_notes", "called", "messages")
 
     def __init__(
         self, request: ChatRequest, model: BedrockModel, names: Mapping[str, str], cache: CachePlan, notes: Notes
@@ -43,6 +43,7 @@ class Conversation:
         self._model = model
         self._names = names
         self._notes = notes
+        self._calls: set[str] = set()
         self._documents: set[str] = set()
         self.called: list[str] = []
         self.messages: list[dict[str, Any]] = []
@@ -78,6 +79,7 @@ class Conversation:
                 return {"text": part.text.text} if part.text.text.strip() else None
             case "tool_call":
                 call = part.tool_call
+                self._calls.add(call.call_id)
                 name = self._names.get(call.name) or wire_name(call.name)
                 if name not in self.called:
                     self.called.append(name)
@@ -106,6 +108,8 @@ class Conversation:
                 raise refuse(f"{_path(place)}.{kind or 'kind'}", "can't be sent to Bedrock")
 
     def _result(self, result: ToolResultPart, place: Place) -> Any:
+        if result.call_id not in self._calls:
+            raise InvalidRequest.at(f"{_path(place)}.tool_result.call_id", "answers no call that stands before it")
         content: list[Any] = []
         for position, inner in enumerate(result.parts):
             at = (*place, position)

@@ -5,6 +5,8 @@ Titan takes one text per call, Cohere 96; the calls of a request are planned her
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,10 +16,11 @@ import orjson
 from maestro.llm.v1 import chat_pb2
 from maestro.llm.v1.embedding_pb2 import Embedding, EmbedPurpose, EmbedRequest, EmbedResponse
 from maestro.llm.v1.usage_pb2 import Usage
+from maestro_adapter_bedrock.failure import UNREADABLE, unreadable
 from maestro_adapter_bedrock.media import refuse
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
-from maestro_adapter_bedrock.notes import Notes
-from maestro_adapter_bedrock.options import merge_options
+from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.options import merge_patch, own_options, refuse_reserved
 from maestro_sdk.errors import StreamBroken
 
 COHERE_MAX = 96
@@ -28,6 +31,12 @@ _PURPOSES: Mapping[EmbedPurpose.ValueType, str] = {
     EmbedPurpose.EMBED_PURPOSE_SEARCH_DOCUMENT: "search_document",
     EmbedPurpose.EMBED_PURPOSE_CLASSIFICATION: "classification",
     EmbedPurpose.EMBED_PURPOSE_CLUSTERING: "clustering",
+}
+
+_RESERVED: Mapping[str, str] = {
+    "inputText": "the request's inputs",
+    "texts": "the request's inputs",
+    "modelId": "the request's model",
 }
 
 
@@ -51,6 +60,8 @@ class Vectors:
 def to_embed_wire(request: EmbedRequest, model: BedrockModel) -> EmbedPlan:
     """The calls of a request. What the model can't be told is a warning, or an error under `strict`."""
     notes = Notes(request.strict)
+    options = own_options(request.provider_options, PROVIDER)
+    refuse_reserved(options, PROVIDER, _RESERVED)
     texts = _texts(request)
     calls: list[tuple[dict[str, Any], int]] = []
     match model.wire.embed:
@@ -65,7 +76,7 @@ def to_embed_wire(request: EmbedRequest, model: BedrockModel) -> EmbedPlan:
         case "none":
             raise refuse("model", f"{model.name} is not known to embed; give its entry a wire of models.yaml that does")
     for body, _ in calls:
-        merge_options(request.provider_options, body, ("inputText", "texts", "modelId"))
+        merge_patch(body, options)
     notes.settle()
     return EmbedPlan(f"{model.path}/invoke", calls, notes.warnings)
 
@@ -121,14 +132,22 @@ def to_vectors(body: bytes, count: int, headers: Mapping[str, str]) -> Vectors:
             found = document["embeddings"]
             if isinstance(found, dict):
                 found = cast("dict[str, Any]", found)["float"]
-        values = [[float(number) for number in vector] for vector in found]
+        values = [_vector(vector) for vector in found]
         tokens = document.get("inputTextTokenCount", headers.get(TOKENS_HEADER))
-        told = None if tokens is None else int(tokens)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StreamBroken(f"the provider's vectors can't be read: {type(error).__name__}: {error}") from error
+        told = None if tokens is None else Usage(input_tokens=int(tokens)).input_tokens
+    except UNREADABLE as error:
+        raise unreadable("vectors", error) from error
     if len(values) != count:
         raise StreamBroken(f"there are {count} texts in a call, and the provider returned {len(values)} vectors")
     return Vectors(values, told)
+
+
+def _vector(values: Any) -> Sequence[float]:
+    """Raises `ValueError` for one that has something else in it than numbers that a vector can hold."""
+    vector = array("f", values)
+    if not math.isfinite(sum(vector)):
+        raise ValueError("a vector has numbers that are none")
+    return vector
 
 
 def join_vectors(parts: Sequence[Vectors], plan: EmbedPlan, response_id: str) -> EmbedResponse:

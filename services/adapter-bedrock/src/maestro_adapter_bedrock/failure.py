@@ -20,6 +20,7 @@ from maestro_sdk.errors import (
     ProviderAuth,
     ProviderQuota,
     RateLimited,
+    StreamBroken,
     Timeout,
     TooLarge,
     UnsupportedParameter,
@@ -57,6 +58,9 @@ _BY_CODE: dict[str, type[MaestroError]] = {
     "conflict": Conflict,
 }
 
+# The keys themselves are refused, not what they may do: others may be accepted.
+_OF_KEYS = frozenset({"expiredtoken", "invalidclienttokenid", "unrecognizedclient"})
+
 _BY_STATUS: dict[int, type[MaestroError]] = {
     401: ProviderAuth,
     402: ProviderQuota,
@@ -90,6 +94,9 @@ _BY_TEXT: tuple[tuple[str, type[MaestroError]], ...] = (
     ("content filtering policy", ContentPolicy),
 )
 _DAILY = ("per day", "daily")
+
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading JSON raises that is not what it should be."""
 
 _ADVICE: dict[type[MaestroError], str] = {
     ProviderAuth: "; check the adapter's credentials, its region, and whether the account has access to the model",
@@ -127,8 +134,18 @@ def _error(status: int, code: str, document: Mapping[str, Any], headers: Mapping
     return cls(f"Bedrock: {text}{_ADVICE.get(cls, '')}", retry_after=wait, metadata=metadata)
 
 
+def refuses_keys(error: MaestroError) -> bool:
+    """Whether an error speaks against the keys of a call, which others could replace."""
+    return _kind(error.metadata.get("upstream_code", "")) in _OF_KEYS
+
+
+def unreadable(what: str, error: Exception) -> StreamBroken:
+    """The error for something of the provider's that can't be read; `error` is one of `UNREADABLE`."""
+    return StreamBroken(f"the provider's {what} can't be read: {type(error).__name__}: {error}")
+
+
 def _class(status: int, code: str, text: str, document: Mapping[str, Any]) -> type[MaestroError]:
-    kind = code.lower().removesuffix("exception").removesuffix("error") if code else ""
+    kind = _kind(code)
     kind = "modelerror" if kind == "model" else "modelstreamerror" if kind == "modelstream" else kind
     lower = text.lower()
     if kind in _OF_MODEL:
@@ -144,6 +161,10 @@ def _class(status: int, code: str, text: str, document: Mapping[str, Any]) -> ty
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return InvalidRequest if 400 <= status < 500 else UpstreamError
+
+
+def _kind(code: str) -> str:
+    return code.lower().removesuffix("exception").removesuffix("error")
 
 
 def _of_model(original: object, text: str) -> type[MaestroError]:

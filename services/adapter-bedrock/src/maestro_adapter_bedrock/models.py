@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import quote
@@ -55,7 +56,7 @@ class BedrockModel:
     @classmethod
     def unknown(cls, model_id: str) -> BedrockModel:
         """A model that is on offer no more: nothing is known of it but its id."""
-        document: Any = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+        document = _read(FILE)
         return _make({"name": model_id, "lineage": base_of(model_id)}, document["wire"], False, None)
 
     @property
@@ -83,6 +84,12 @@ def path_of(model_id: str) -> str:
     return f"/model/{quote(model_id, safe='-._~')}"
 
 
+@cache
+def _read(path: Path) -> Any:
+    """The file's content, which nobody changes: it is read for the settings and for the provider alike."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def load(
     extra: Sequence[Mapping[str, Any]] = (),
     *,
@@ -96,7 +103,7 @@ def load(
     `like` another, or the inference profile of a known model, has that one's facts. Raises `ValueError` naming the
     entry that is wrong.
     """
-    document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document = _read(path)
     entries: dict[str, dict[str, Any]] = {}
     for entry in [*document["models"], *extra]:
         for made in _expand(entry, entries):

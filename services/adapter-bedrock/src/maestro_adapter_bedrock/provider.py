@@ -11,19 +11,20 @@ import orjson
 
 from maestro.llm.v1.batch_pb2 import Batch, BatchHeader, BatchItem, BatchItemResult, ListBatchesRequest
 from maestro.llm.v1.batch_pb2 import ListBatchesResponse as BatchPage
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, CountTokensResponse
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_adapter_bedrock import models
 from maestro_adapter_bedrock.access import Access
 from maestro_adapter_bedrock.batches import Batches
 from maestro_adapter_bedrock.embedding import Vectors, join_vectors, to_embed_wire, to_vectors
+from maestro_adapter_bedrock.failure import UNREADABLE, unreadable
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel, path_of
 from maestro_adapter_bedrock.runtime import Heard, Runtime
 from maestro_adapter_bedrock.settings import BedrockSettings
 from maestro_adapter_bedrock.translate import Outgoing, Stream, to_events, to_wire
 from maestro_sdk.adapter.http import drain
-from maestro_sdk.errors import CapabilityUnavailable, MaestroError, NotFound, ProviderAuth, StreamBroken
+from maestro_sdk.errors import CapabilityUnavailable, MaestroError, NotFound
 from maestro_sdk.service.settings import AdapterConfig, Config
 
 _COUNTED = ("messages", "system", "toolConfig", "additionalModelRequestFields")
@@ -57,8 +58,7 @@ class BedrockProvider:
         with self._about(outgoing.model):
             runtime = await self._open()
             body, path, heard = orjson.dumps(outgoing.body), f"{outgoing.path}/converse-stream", Heard()
-            headers = await runtime.headers(path, body)
-            async with runtime.wire.stream(path, body, headers, heard.hear) as chunks:
+            async with runtime.open(path, body, heard) as chunks:
                 answer = Stream(outgoing, heard.response_id)
                 async for chunk in chunks:
                     events = answer.feed(chunk)
@@ -164,19 +164,19 @@ class BedrockProvider:
         if self._runtime is None:
             settings = self._settings
             base_url = settings.base_url or f"https://bedrock-runtime.{await self._access.region()}.amazonaws.com"
-            self._runtime = Runtime(base_url, self._access, settings)
+            # Another call may have been faster.
+            self._runtime = self._runtime or Runtime(base_url, self._access, settings)
         return self._runtime
 
+    @staticmethod
     @contextmanager
-    def _about(self, model: str) -> Generator[None]:
-        """Adds provider and model to the facts of an error; credentials that were refused are looked for anew."""
+    def _about(model: str) -> Generator[None]:
+        """Adds provider and model to the facts of an error."""
         try:
             yield
         except MaestroError as error:
             error.metadata.setdefault("provider", PROVIDER)
             error.metadata.setdefault("model", f"{PROVIDER}/{model}")
-            if isinstance(error, ProviderAuth):
-                self._access.forget()
             raise
 
 
@@ -191,7 +191,9 @@ def _unary(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _counted(content: bytes) -> int:
     try:
-        found: Any = orjson.loads(content)["inputTokens"]
-        return int(found)
-    except (LookupError, TypeError, ValueError) as error:
-        raise StreamBroken("the provider's answer has no count of tokens") from error
+        counted = CountTokensResponse(input_tokens=orjson.loads(content)["inputTokens"]).input_tokens
+        if counted < 0:
+            raise ValueError("it is negative")
+    except UNREADABLE as error:
+        raise unreadable("count", error) from error
+    return counted

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ReasoningEffort
 from maestro_adapter_bedrock.models import BedrockModel
-from maestro_adapter_bedrock.notes import Notes
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
 MIN_BUDGET = 1024

@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from maestro.llm.v1 import chat_pb2
 from maestro.llm.v1.batch_pb2 import Batch, BatchItemResult, BatchState
 from maestro_adapter_bedrock.answer import to_events
-from maestro_adapter_bedrock.failure import to_error
+from maestro_adapter_bedrock.failure import UNREADABLE, to_error, unreadable
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
 from maestro_adapter_bedrock.request import Outgoing
 from maestro_sdk.adapter.fold import fold
@@ -76,15 +76,31 @@ def from_context(context: Mapping[str, Any], model: BedrockModel) -> Outgoing:
 
 def to_result(record: Mapping[str, Any], outgoing: Outgoing, batch_id: str) -> BatchItemResult:
     """The result that a line of the output holds."""
-    item_id = str(record["recordId"])
-    output: Any = record.get("modelOutput")
+    item_id = name_of(record)
     try:
-        if not isinstance(output, dict):
-            raise _failure(record.get("error"))
-        events = to_events(orjson.dumps(output), outgoing, f"{batch_id.rpartition('/')[2]}-{item_id}")
-        return BatchItemResult(item_id=item_id, chat=fold(events))
+        answer = _answer(record, outgoing, f"{batch_id.rpartition('/')[2]}-{item_id}")
+        return BatchItemResult(item_id=item_id, chat=answer)
     except MaestroError as error:
         return to_failed(item_id, error)
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """The item that a line is about. Raises `StreamBroken` for a line that does not tell."""
+    name = record.get("recordId")
+    if not isinstance(name, str):
+        raise StreamBroken("a line of the batch's files has no recordId")
+    return name
+
+
+def _answer(record: Mapping[str, Any], outgoing: Outgoing, response_id: str) -> chat_pb2.ChatResponse:
+    output: Any = record.get("modelOutput")
+    if not isinstance(output, dict):
+        raise _failure(record.get("error"))
+    try:
+        return fold(to_events(orjson.dumps(output), outgoing, response_id))
+    except UNREADABLE as error:
+        # orjson reads values that are nested deeper than it writes them.
+        raise unreadable("result", error) from error
 
 
 def _failure(error: Any) -> MaestroError:
@@ -115,7 +131,14 @@ def unreached(state: BatchState.ValueType) -> MaestroError:
 
 
 def to_batch(job: Mapping[str, Any], model: str) -> Batch:
-    """A job, as `GetModelInvocationJob` and `ListModelInvocationJobs` tell it."""
+    """A job, as `GetModelInvocationJob` and `ListModelInvocationJobs` tell it. Raises `StreamBroken`."""
+    try:
+        return _batch(job, model)
+    except UNREADABLE as error:
+        raise unreadable("batch", error) from error
+
+
+def _batch(job: Mapping[str, Any], model: str) -> Batch:
     status = str(job.get("status") or "")
     state = STATES.get(status, BatchState.BATCH_STATE_UNSPECIFIED)
     batch = Batch(

@@ -11,18 +11,23 @@ from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_bedrock.cache import CachePlan
 from maestro_adapter_bedrock.conversation import Conversation
-from maestro_adapter_bedrock.models import BedrockModel
-from maestro_adapter_bedrock.notes import Notes
-from maestro_adapter_bedrock.options import merge_options
+from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
 from maestro_adapter_bedrock.reasoning import Thinking, reason
 from maestro_adapter_bedrock.tools import plan_tools, tool_names
+from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.options import merge_options
 from maestro_sdk.adapter.tool_schema import parse_any_schema
 
 JSON_INSTRUCTION = "Answer with exactly one JSON object and nothing else: no other text and no code fence around it."
 SCHEMA_INSTRUCTION = f"{JSON_INSTRUCTION} The object has to meet this JSON Schema:\n"
 
-_OWN = ("modelId", "model", "stream", "messages")
-"""What `provider_options` may not change: it belongs to the request itself."""
+_RESERVED: Mapping[str, str] = {
+    "model": "the request's model",
+    "modelId": "the request's model",
+    "messages": "the request's messages",
+    "stream": "the call that was made",
+}
+"""What `provider_options` may not change, and what decides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ def to_wire(request: ChatRequest, model: BedrockModel) -> Outgoing:
     for name in ("seed", "logprobs"):
         if request.HasField(name):
             notes.unsupported(name, "Bedrock does not take it")
-    merge_options(request.provider_options, body, _OWN)
+    merge_options(request.provider_options, PROVIDER, body, _RESERVED)
     notes.settle()
     return Outgoing(
         body,

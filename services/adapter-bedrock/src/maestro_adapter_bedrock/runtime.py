@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import orjson
 
 from maestro_adapter_bedrock.access import Access
-from maestro_adapter_bedrock.failure import to_error
+from maestro_adapter_bedrock.failure import refuses_keys, to_error
 from maestro_adapter_bedrock.settings import BedrockSettings
 from maestro_sdk.adapter.http import HttpWire
+from maestro_sdk.errors import ProviderAuth
 
 REQUEST_ID = "x-amzn-requestid"
+
+Answer = TypeVar("Answer")
 
 
 class Heard:
@@ -48,11 +52,29 @@ class Runtime:
         self._base_url = base_url
         self._access = access
 
-    async def headers(self, path: str, body: bytes) -> Mapping[str, str]:
-        """The headers that let a POST of `body` in."""
-        return await self._access.headers(self._base_url + path, body)
+    @asynccontextmanager
+    async def open(self, path: str, body: bytes, heard: Heard) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """The answer's bytes as they come; see `HttpWire.stream`."""
+        async with AsyncExitStack() as stack:
+            yield await self._try(
+                path,
+                body,
+                lambda headers: stack.enter_async_context(self.wire.stream(path, body, headers, heard.hear)),
+            )
 
     async def post(self, path: str, value: Any, heard: Heard | None = None) -> bytes:
         """The answer to `value` as JSON; fragments of orjson may be in it."""
         body = orjson.dumps(value)
-        return await self.wire.post(path, body, await self.headers(path, body), heard.hear if heard else None)
+        hear = heard.hear if heard else None
+        return await self._try(path, body, lambda headers: self.wire.post(path, body, headers, hear))
+
+    async def _try(self, path: str, body: bytes, call: Callable[[Mapping[str, str]], Awaitable[Answer]]) -> Answer:
+        """Calls, and once more when the keys are refused and there are others by now."""
+        url = self._base_url + path
+        headers = await self._access.headers(url, body)
+        try:
+            return await call(headers)
+        except ProviderAuth as error:
+            if not refuses_keys(error) or not await self._access.renew(headers):
+                raise
+        return await call(await self._access.headers(url, body))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from maestro.llm.v1.chat_pb2 import ChatRequest, ToolChoiceMode
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_bedrock.models import BedrockModel
-from maestro_adapter_bedrock.notes import Notes
+from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.adapter.plain_schema import Limits, plain_schema
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
 
@@ -41,7 +41,11 @@ def tool_names(request: ChatRequest) -> dict[str, str]:
     """The wire's name by the contract's, where they differ: the wire takes no dots, and 64 characters at most."""
     given = {tool.name for tool in request.tools}
     renamed: dict[str, str] = {}
+    seen: set[str] = set()
     for number, tool in enumerate(request.tools):
+        if tool.name in seen:
+            raise InvalidRequest.at(f"tools[{number}].name", f"is {tool.name!r}, as another tool's name is")
+        seen.add(tool.name)
         new = wire_name(tool.name)
         if new != tool.name:
             if new in given or new in renamed.values():

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from google.protobuf.struct_pb2 import Struct
 
 from maestro.llm.v1.chat_pb2 import (
     ChatEvent,
@@ -22,10 +21,11 @@ from maestro.llm.v1.chat_pb2 import (
 from maestro.llm.v1.message_pb2 import AudioPart, ImagePart, OpaquePart, Origin, Part, TokenLogprob
 from maestro_adapter_vertex.conversation import API
 from maestro_adapter_vertex.facts import Counts, citations, provider_facts, to_logprobs
-from maestro_adapter_vertex.failure import to_error
+from maestro_adapter_vertex.failure import UNREADABLE, to_error, unreadable
 from maestro_adapter_vertex.models import PROVIDER
 from maestro_adapter_vertex.partial import PartialCall
 from maestro_adapter_vertex.request import Outgoing
+from maestro_sdk.adapter.facts import to_struct
 from maestro_sdk.adapter.sse import SseParser
 from maestro_sdk.errors import ContentPolicy, MaestroError, StreamBroken
 
@@ -122,8 +122,8 @@ class Stream:
                     self._on_frame(orjson.loads(data), data, events)
         except MaestroError as error:
             self.failure = error
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            self.failure = StreamBroken(f"the provider's stream can't be read: {type(error).__name__}: {error}")
+        except UNREADABLE as error:
+            self.failure = unreadable("stream", error)
         return events
 
     def end(self) -> list[ChatEvent]:
@@ -136,8 +136,11 @@ class Stream:
         if not self._started or not self.reason:
             raise StreamBroken("the provider's stream ended without a finish reason")
         events: list[ChatEvent] = []
-        self._close_call(events)
-        events.append(self._finish())
+        try:
+            self._close_call(events)
+            events.append(self._finish())
+        except UNREADABLE as error:
+            raise unreadable("stream", error) from error
         return events
 
     def read(self, document: Json) -> list[ChatEvent]:
@@ -320,9 +323,7 @@ class Stream:
             # Without any usage on the wire there is none here: the cost is unknown then, not zero.
             finish.usage.CopyFrom(self._counts.usage())
         if facts := provider_facts(self._facts, self._counts, self._outgoing.model):
-            metadata = Struct()
-            metadata.update(facts)
-            finish.provider_metadata[PROVIDER].CopyFrom(metadata)
+            finish.provider_metadata[PROVIDER].CopyFrom(to_struct(facts))
         return ChatEvent(finish=finish)
 
 
@@ -333,8 +334,8 @@ def to_events(body: bytes, outgoing: Outgoing, name: str = "answer") -> list[Cha
         if isinstance(document, list):
             raise to_error(200, body, {})
         return Stream(outgoing, name).read(document)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StreamBroken(f"the provider's answer can't be read: {type(error).__name__}: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable("answer", error) from error
 
 
 def _media(blob: Json) -> Part | None:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import orjson
-from google.protobuf.struct_pb2 import Struct
 
 from maestro.llm.v1.batch_pb2 import Batch, BatchCounts, BatchItem, BatchItemResult, BatchState
+from maestro.llm.v1.chat_pb2 import ChatResponse
 from maestro_adapter_vertex.answer import to_events
-from maestro_adapter_vertex.failure import to_error
+from maestro_adapter_vertex.failure import UNREADABLE, to_error, unreadable
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
 from maestro_adapter_vertex.request import Outgoing, to_wire
+from maestro_sdk.adapter.facts import to_struct
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.errors import (
     Cancelled,
@@ -75,7 +76,14 @@ def keys_of(content: bytes) -> list[str]:
 
 
 def to_batch(job: Json) -> Batch:
-    """The contract's form of a job."""
+    """The contract's form of a job. Raises `StreamBroken` for one that can't be read."""
+    try:
+        return _batch(job)
+    except UNREADABLE as error:
+        raise unreadable("batch", error) from error
+
+
+def _batch(job: Json) -> Batch:
     raw = str(job.get("state") or "")
     state = _STATES.get(raw, BatchState.BATCH_STATE_RUNNING)
     labels: Mapping[str, str] = job.get("labels") or {}
@@ -86,7 +94,7 @@ def to_batch(job: Json) -> Batch:
         model=str(job.get("model") or "").rpartition("/")[2],
         state=state,
         raw_state=raw,
-        counts=_counts(job.get("completionStats") or {}, state, int(labels.get(ITEMS_LABEL, "0"))),
+        counts=_counts(job.get("completionStats") or {}, state, _items(labels)),
         metadata={name: text for name, text in labels.items() if name != ITEMS_LABEL},
     )
     if created := job.get("createTime"):
@@ -99,10 +107,14 @@ def to_batch(job: Json) -> Batch:
         batch.error.CopyFrom(to_detail(UpstreamError(f"Vertex AI: {message}", metadata={"provider": PROVIDER})))
     places = {name: job[name] for name in ("inputConfig", "outputInfo") if name in job}
     if places:
-        metadata = Struct()
-        metadata.update(places)
-        batch.provider_metadata[PROVIDER].CopyFrom(metadata)
+        batch.provider_metadata[PROVIDER].CopyFrom(to_struct(places))
     return batch
+
+
+def _items(labels: Mapping[str, str]) -> int:
+    """How many items a job has, 0 for one that others made: what its label says is theirs."""
+    told = labels.get(ITEMS_LABEL, "")
+    return int(told) if told.isdecimal() and len(told) < 10 else 0
 
 
 def _counts(stats: Json, state: BatchState.ValueType, items: int) -> BatchCounts:
@@ -131,16 +143,24 @@ def read_results(content: bytes, model: str) -> list[BatchItemResult]:
 
 def _result(key: str, document: Json, model: str) -> BatchItemResult:
     result = BatchItemResult(item_id=key)
+    try:
+        result.chat.CopyFrom(_answer(key, document, model))
+    except MaestroError as error:
+        error.metadata.setdefault("provider", PROVIDER)
+        result.error.CopyFrom(to_detail(error))
+    return result
+
+
+def _answer(key: str, document: Json, model: str) -> ChatResponse:
     status = document.get("status")
     response = document.get("response")
     try:
         if status or not response:
             raise _refusal(status)
-        result.chat.CopyFrom(fold(to_events(orjson.dumps(response), Outgoing({}, model), key)))
-    except MaestroError as error:
-        error.metadata.setdefault("provider", PROVIDER)
-        result.error.CopyFrom(to_detail(error))
-    return result
+        return fold(to_events(orjson.dumps(response), Outgoing({}, model), key))
+    except UNREADABLE as error:
+        # orjson reads values that are nested deeper than it writes them.
+        raise unreadable("result", error) from error
 
 
 def _refusal(status: object) -> MaestroError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import orjson
@@ -19,10 +19,19 @@ from maestro.llm.v1.batch_pb2 import (
 )
 from maestro_adapter_vertex.api import Api
 from maestro_adapter_vertex.batch_wire import ITEMS_LABEL, OVER, keys_of, left_over, read_results, to_batch, to_line
+from maestro_adapter_vertex.failure import unreadable
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
 from maestro_adapter_vertex.settings import VertexSettings
 from maestro_sdk.adapter.options import merge_patch, own_options
-from maestro_sdk.errors import Conflict, InvalidRequest, NotFound, ProviderAuth, StreamBroken, TooLarge
+from maestro_sdk.errors import (
+    CapabilityUnavailable,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    ProviderAuth,
+    StreamBroken,
+    TooLarge,
+)
 
 MAX_INPUT = 256 * 2**20
 """Bytes of one batch's input; it is held in memory until it is stored."""
@@ -76,9 +85,10 @@ class Batches:
         if request.page_token:
             query += f"&pageToken={quote(request.page_token, safe='')}"
         page = _read(await self._api.get(self._path() + query))
-        jobs: Sequence[Mapping[str, Any]] = page.get("batchPredictionJobs") or ()
         token = str(page.get("nextPageToken") or "")
-        return ListBatchesResponse(batches=[to_batch(job) for job in jobs], next_page_token=token)
+        return ListBatchesResponse(
+            batches=[to_batch(job) for job in _list(page, "batchPredictionJobs")], next_page_token=token
+        )
 
     async def cancel(self, batch_id: str) -> Batch:
         """Asks to stop a batch; one that is over is returned unchanged."""
@@ -94,16 +104,14 @@ class Batches:
         batch = to_batch(job)
         if batch.state not in OVER:
             raise Conflict(f"batch {batch_id} is under way: {batch.raw_state}")
-        waiting = dict.fromkeys(keys_of(await self._download(job["inputConfig"]["gcsSource"]["uris"][0])))
-        output: Mapping[str, Any] = job.get("outputInfo") or {}
-        folder: str = output.get("gcsOutputDirectory") or ""
+        source, folder = _places(job)
+        waiting = dict.fromkeys(keys_of(await self._download(source)))
         for file in await self._files(folder) if folder else ():
-            found = [
-                result for result in read_results(await self._download(file), batch.model) if result.item_id in waiting
-            ]
-            for result in found:
-                del waiting[result.item_id]
-            if found:
+            # Each item once, whatever the files repeat.
+            given = {result.item_id: result for result in read_results(await self._download(file), batch.model)}
+            if found := [result for key, result in given.items() if key in waiting]:
+                for result in found:
+                    del waiting[result.item_id]
                 yield found
         if waiting:
             yield left_over(list(waiting), batch)
@@ -119,7 +127,7 @@ class Batches:
         while True:
             query = f"?prefix={quote(prefix + '/', safe='')}" + (f"&pageToken={quote(token, safe='')}" if token else "")
             page = _read(await self._storage.get(f"/storage/v1/b/{bucket}/o{query}"))
-            names = [str(entry["name"]) for entry in page.get("items") or ()]
+            names = [str(entry.get("name") or "") for entry in _list(page, "items")]
             found += [f"gs://{bucket}/{name}" for name in names if name.endswith(".jsonl")]
             token = str(page.get("nextPageToken") or "")
             if not token:
@@ -147,8 +155,33 @@ def _split(address: str) -> tuple[str, str]:
     return bucket, name
 
 
+def _places(job: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a job's input is, and the folder of its output, empty when it has none."""
+    match job.get("inputConfig"):
+        case {"gcsSource": {"uris": [str(source), *_]}}:
+            pass
+        case _:
+            raise CapabilityUnavailable("the batch has no input in Cloud Storage; only such batches have results here")
+    match job.get("outputInfo"):
+        case {"gcsOutputDirectory": str(folder)}:
+            return source, folder
+        case _:
+            return source, ""
+
+
 def _read(content: bytes) -> Mapping[str, Any]:
     try:
-        return orjson.loads(content or b"{}")
+        document: Any = orjson.loads(content or b"{}")
     except ValueError as error:
-        raise StreamBroken(f"the provider's answer can't be read: {error}") from error
+        raise unreadable("answer", error) from error
+    if not isinstance(document, dict):
+        raise StreamBroken("the provider's answer is no JSON object")
+    return cast("Mapping[str, Any]", document)
+
+
+def _list(page: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
+    """The objects in a page of a list."""
+    found: Any = page.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in cast("list[Any]", found)):
+        raise StreamBroken(f"the provider's page can't be read: {name} is no list of objects")
+    return cast("list[Mapping[str, Any]]", found)

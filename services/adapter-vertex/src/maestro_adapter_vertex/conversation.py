@@ -137,7 +137,10 @@ class _Parts:
             case "refusal":
                 return {"text": part.refusal.text} if part.refusal.text else None
             case "opaque":
+                if not part.HasField("origin"):
+                    raise InvalidRequest.at(f"{_path(place)}.origin", "is required: it says who understands the part")
                 if not self._ours(part):
+                    self._notes.foreign(f"{_path(place)}.opaque", part.origin, PROVIDER)
                     return None
                 if json_object(part.opaque.json) is None:
                     raise InvalidRequest.at(f"{_path(place)}.opaque.json", "is not a JSON object")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from maestro_adapter_vertex.models import PROVIDER
 from maestro_adapter_vertex.settings import VertexSettings
@@ -18,8 +21,14 @@ from maestro_sdk.errors import MaestroError, ProviderAuth, UpstreamError
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 EARLY = 240.0
 """Seconds before its end from which on a token is renewed."""
+LAST = 60.0
+"""Seconds before its end up to which a token is used while another one is fetched."""
+PATIENCE = 10
+"""Seconds that Google's library gets: by itself it would wait for minutes."""
 AGAIN = 30.0
 """Seconds after which credentials that could not be loaded are tried again to tell whether the adapter is ready."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,10 @@ class Token:
     def fresh(self, now: float) -> bool:
         """Whether it can be used for a while."""
         return self.expires is None or self.expires - now > EARLY
+
+    def usable(self, now: float) -> bool:
+        """Whether it can be used still."""
+        return self.expires is None or self.expires - now > LAST
 
     def headers(self) -> dict[str, str]:
         """What a call with it says."""
@@ -61,12 +74,15 @@ class TokenSource:
         fixed = self._fixed()
         if fixed:
             return Token(fixed)
-        token = self._token
-        if token is not None and token.fresh(time.time()):
+        token, now = self._token, time.time()
+        if token is not None and token.fresh(now):
             return token
         if self._fetching is None:
             self._fetching = asyncio.create_task(self._fetch())
             self._fetching.add_done_callback(self._fetched)
+        if token is not None and token.usable(now):
+            # Nobody waits for what is not needed yet, or fails with it.
+            return token
         return await asyncio.shield(self._fetching)
 
     def drop(self, token: Token) -> None:
@@ -78,20 +94,18 @@ class TokenSource:
         """Why there are no credentials and what to do about it; empty when there are. Nothing is sent for it."""
         if self._fixed() or self._credentials is not None:
             return ""
-        now = time.monotonic()
-        if self._refusal and now - self._refused_at < AGAIN:
+        if self._refusal and time.monotonic() - self._refused_at < AGAIN:
             return self._refusal
         try:
-            self._credentials = await asyncio.to_thread(self._load)
-        except ProviderAuth as error:
-            self._refusal, self._refused_at = error.message, now
+            return await _in_thread(self._find)
+        except MaestroError as error:
             return error.message
-        return ""
 
     async def close(self) -> None:
-        """Waits for a token that is under way: a thread can't be stopped."""
+        """Gives up a token that is under way: nobody needs it any more."""
         if self._fetching is not None:
-            with suppress(MaestroError):
+            self._fetching.cancel()
+            with suppress(MaestroError, asyncio.CancelledError):
                 await self._fetching
 
     def _fixed(self) -> str:
@@ -104,30 +118,31 @@ class TokenSource:
             task.exception()  # Those who wait have it; maybe nobody does any more.
 
     async def _fetch(self) -> Token:
-        self._token = await asyncio.to_thread(self._renew)
+        self._token = await _in_thread(self._renew)
         return self._token
 
     def _renew(self) -> Token:
         """Fetches a token; blocks."""
-        from google.auth.exceptions import GoogleAuthError, TransportError
-        from google.auth.transport.requests import Request
+        kept = self._credentials
+        if kept is not None:
+            try:
+                return _refresh(kept)
+            except ProviderAuth:
+                # They may have been replaced since they were read.
+                self._credentials = None
+        found = self._load()
+        token = _refresh(found)
+        self._credentials = found
+        return token
 
-        if self._credentials is None:
-            self._credentials = self._load()
-        metadata = {"provider": PROVIDER}
+    def _find(self) -> str:
+        """Why there are no credentials; blocks. What it finds is kept even when nobody waits any more."""
         try:
-            self._credentials.refresh(Request())
-        except TransportError as error:
-            raise UpstreamError(f"Google can't be asked for a token: {error}", metadata=metadata) from error
-        except GoogleAuthError as error:
-            if getattr(error, "retryable", False):
-                raise UpstreamError(f"Google gave no token: {error}", metadata=metadata) from error
-            message = f"Google gives no token for the adapter's credentials: {error}"
-            raise ProviderAuth(message, metadata=metadata) from error
-        expiry: datetime.datetime | None = self._credentials.expiry
-        # google-auth tells UTC without a zone.
-        expires = None if expiry is None else expiry.replace(tzinfo=datetime.UTC).timestamp()
-        return Token(self._credentials.token, expires, getattr(self._credentials, "quota_project_id", None) or "")
+            self._credentials = self._load()
+        except ProviderAuth as error:
+            self._refusal, self._refused_at = error.message, time.monotonic()
+            return error.message
+        return ""
 
     def _load(self) -> Any:
         """Reads the credentials; blocks. Raises `ProviderAuth` that says what to do."""
@@ -188,3 +203,54 @@ def _read(info: dict[str, Any]) -> Any:
         case other:
             raise MalformedError(f"their type is {other!r}, which is none of Google's")
     return read(info, scopes=SCOPES)
+
+
+def _refresh(credentials: Any) -> Token:
+    """A token for them; blocks. Raises `ProviderAuth`, or `UpstreamError` when Google can't be asked."""
+    from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.auth.transport.requests import Request
+
+    metadata = {"provider": PROVIDER}
+    try:
+        credentials.refresh(partial(Request(), timeout=PATIENCE))
+    except TransportError as error:
+        raise UpstreamError(f"Google can't be asked for a token: {error}", metadata=metadata) from error
+    except GoogleAuthError as error:
+        if getattr(error, "retryable", False):
+            raise UpstreamError(f"Google gave no token: {error}", metadata=metadata) from error
+        message = f"Google gives no token for the adapter's credentials: {error}"
+        raise ProviderAuth(message, metadata=metadata) from error
+    expiry: datetime.datetime | None = credentials.expiry
+    # google-auth tells UTC without a zone.
+    expires = None if expiry is None else expiry.replace(tzinfo=datetime.UTC).timestamp()
+    return Token(credentials.token, expires, getattr(credentials, "quota_project_id", None) or "")
+
+
+async def _in_thread(call: Callable[[], Result]) -> Result:
+    """What `call` returns, run beside the loop. Raises `UpstreamError` when that takes more than `PATIENCE` seconds.
+
+    The end of the process does not wait for the thread, as it would for one of `asyncio.to_thread`.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def tell(outcome: Callable[[], None]) -> None:
+        # The loop may be closed by now.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if done.done() else outcome())
+
+    def work() -> None:
+        try:
+            result = call()
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is waited for
+            tell(partial(done.set_exception, error))
+        else:
+            tell(partial(done.set_result, result))
+
+    threading.Thread(target=work, name="google-auth", daemon=True).start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await done
+    except TimeoutError as error:
+        message = f"Google's library had no answer within {PATIENCE:g} seconds"
+        raise UpstreamError(message, metadata={"provider": PROVIDER}) from error

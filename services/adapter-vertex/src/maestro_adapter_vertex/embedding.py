@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,10 @@ import orjson
 from maestro.llm.v1 import chat_pb2
 from maestro.llm.v1.embedding_pb2 import EmbedPurpose, EmbedRequest, EmbedResponse
 from maestro.llm.v1.usage_pb2 import Usage
+from maestro_adapter_vertex.failure import UNREADABLE, unreadable
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
 from maestro_sdk.adapter.notes import Notes
-from maestro_sdk.adapter.options import merge_patch, own_options
+from maestro_sdk.adapter.options import merge_patch, own_options, refuse_reserved
 from maestro_sdk.errors import CapabilityUnavailable, StreamBroken, UnsupportedParameter, Violation
 
 _TASKS: Mapping[int, str] = {
@@ -24,6 +26,7 @@ _TASKS: Mapping[int, str] = {
     EmbedPurpose.EMBED_PURPOSE_CLASSIFICATION: "CLASSIFICATION",
     EmbedPurpose.EMBED_PURPOSE_CLUSTERING: "CLUSTERING",
 }
+_RESERVED: Mapping[str, str] = {"content": "the request's inputs", "instances": "the request's inputs"}
 MAX_CHARACTERS = 40_000
 """Characters of one call with many texts: below the 20 000 tokens that `:predict` takes."""
 
@@ -36,6 +39,8 @@ class EmbedCalls:
 
     method: str
     bodies: Sequence[dict[str, Any]]
+    counts: Sequence[int]
+    """How many texts stand in each."""
     normalize: bool = False
     warnings: Sequence[chat_pb2.Warning] = ()
 
@@ -57,6 +62,7 @@ def to_embed_calls(request: EmbedRequest, model: VertexModel) -> EmbedCalls:
     notes = Notes(request.strict)
     texts = [_text(request, number) for number in range(len(request.inputs))]
     options = own_options(request.provider_options, PROVIDER)
+    refuse_reserved(options, PROVIDER, _RESERVED)
     config: dict[str, Any] = {}
     task = _TASKS.get(request.purpose)
     if request.HasField("dimensions"):
@@ -64,13 +70,15 @@ def to_embed_calls(request: EmbedRequest, model: VertexModel) -> EmbedCalls:
     if request.HasField("truncate"):
         config["autoTruncate"] = request.truncate
     if model.wire.embeds == "predict":
-        bodies = [_predict(some, task, config) for some in _groups(texts, model.wire.inputs)]
+        groups = _groups(texts, model.wire.inputs)
+        bodies = [_predict(some, task, config) for some in groups]
     else:
+        groups = [[text] for text in texts]
         bodies = [_embed_content(text, task, config) for text in texts]
     for body in bodies:
         merge_patch(body, options)
     notes.settle()
-    return EmbedCalls(model.wire.embeds, bodies, request.normalize, notes.warnings)
+    return EmbedCalls(model.wire.embeds, bodies, [len(some) for some in groups], request.normalize, notes.warnings)
 
 
 def _predict(texts: Sequence[str], task: str | None, config: Json) -> dict[str, Any]:
@@ -107,22 +115,34 @@ def _text(request: EmbedRequest, number: int) -> str:
     raise UnsupportedParameter(f"{path}: {message}", violations=[Violation(path, message)])
 
 
-def read_vectors(method: str, content: bytes, vectors: Vectors) -> None:
-    """Adds what one call brought. Raises `StreamBroken` for an answer that can't be read."""
+def read_vectors(method: str, content: bytes, vectors: Vectors, count: int) -> None:
+    """Adds what one call brought for `count` texts. Raises `StreamBroken` for an answer that can't be read."""
+    before = len(vectors.values)
     try:
         document: Any = orjson.loads(content)
         if method == "predict":
             for prediction in document["predictions"]:
                 found = prediction["embeddings"]
-                vectors.values.append(found["values"])
+                vectors.values.append(_vector(found["values"]))
                 _count(vectors, found.get("statistics", {}).get("token_count"))
             characters = document.get("metadata", {}).get("billableCharacterCount")
             vectors.characters += int(characters or 0)
         else:
-            vectors.values.append(document["embedding"]["values"])
+            vectors.values.append(_vector(document["embedding"]["values"]))
             _count(vectors, document.get("usageMetadata", {}).get("promptTokenCount"))
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StreamBroken(f"the provider's vectors can't be read: {type(error).__name__}: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable("vectors", error) from error
+    if (found := len(vectors.values) - before) != count:
+        # Too few here and too many there would give texts the vectors of others.
+        raise StreamBroken(f"there are {count} texts in a call, and the provider returned {found} vectors")
+
+
+def _vector(values: Any) -> list[float]:
+    """Raises `ValueError` for one that has something else in it than numbers that a vector can hold."""
+    vector = array("f", values)
+    if not math.isfinite(sum(vector)):
+        raise ValueError("a vector has numbers that are none")
+    return values
 
 
 def _count(vectors: Vectors, tokens: Any) -> None:
@@ -137,7 +157,10 @@ def to_response(calls: EmbedCalls, vectors: Vectors) -> EmbedResponse:
     for index, values in enumerate(vectors.values):
         response.embeddings.add(index=index, values=_unit(values) if calls.normalize else values)
     if vectors.counted or vectors.characters:
-        response.usage.CopyFrom(Usage(input_tokens=vectors.tokens, input_characters=vectors.characters))
+        try:
+            response.usage.CopyFrom(Usage(input_tokens=vectors.tokens, input_characters=vectors.characters))
+        except ValueError as error:
+            raise unreadable("count", error) from error
     return response
 
 

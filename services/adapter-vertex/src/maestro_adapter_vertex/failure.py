@@ -21,6 +21,7 @@ from maestro_sdk.errors import (
     ProviderAuth,
     ProviderQuota,
     RateLimited,
+    StreamBroken,
     Timeout,
     TooLarge,
     UpstreamError,
@@ -100,6 +101,9 @@ _ADVICE: dict[type[MaestroError], str] = {
     ProviderQuota: "; raise the quota or mend the billing in the provider's console",
 }
 
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading JSON raises that is not what it should be."""
+
 Json = Mapping[str, Any]
 
 
@@ -124,6 +128,11 @@ def to_error(status: int, body: bytes, headers: Mapping[str, str]) -> MaestroErr
         # The work collided or was called off over there: trying again helps, and the provider is well.
         found.counts_against_health = False
     return found
+
+
+def unreadable(what: str, error: Exception) -> StreamBroken:
+    """The error for something of the provider's that can't be read; `error` is one of `UNREADABLE`."""
+    return StreamBroken(f"the provider's {what} can't be read: {type(error).__name__}: {error}")
 
 
 def _class(status: int, word: str, reason: str, text: str, details: Sequence[Json]) -> type[MaestroError]:

@@ -18,7 +18,7 @@ from maestro.llm.v1.batch_pb2 import (
     ListBatchesRequest,
     ListBatchesResponse,
 )
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, CountTokensResponse
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro.llm.v1.model_pb2 import Feature, Model, Support
 from maestro_adapter_vertex import models
@@ -26,11 +26,12 @@ from maestro_adapter_vertex.api import Api
 from maestro_adapter_vertex.batches import Batches
 from maestro_adapter_vertex.credentials import TokenSource
 from maestro_adapter_vertex.embedding import EmbedCalls, Vectors, read_vectors, to_embed_calls, to_response
+from maestro_adapter_vertex.failure import UNREADABLE, unreadable
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
 from maestro_adapter_vertex.settings import VertexSettings
 from maestro_adapter_vertex.translate import Outgoing, Stream, to_error, to_events, to_wire
 from maestro_sdk.adapter.http import LINGER, HttpWire
-from maestro_sdk.errors import MaestroError, NotFound, ProviderAuth, StreamBroken
+from maestro_sdk.errors import MaestroError, NotFound, ProviderAuth
 from maestro_sdk.service.settings import AdapterConfig, Config
 
 _COUNTED = ("contents", "systemInstruction", "tools", "generationConfig")
@@ -89,10 +90,7 @@ class VertexProvider:
         body = {name: outgoing.body[name] for name in _COUNTED if name in outgoing.body}
         with _about(request.model):
             content = await self._post(self._path(outgoing.model, "countTokens"), body)
-            try:
-                return int(orjson.loads(content).get("totalTokens", 0))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise StreamBroken(f"the provider's count can't be read: {error}") from error
+            return _counted(content)
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         """One vector per input; see `Embedder`."""
@@ -100,9 +98,10 @@ class VertexProvider:
         calls = to_embed_calls(request, model)
         vectors = Vectors()
         with _about(request.model):
-            for content in await self._post_all(self._path(model.model.name, calls.method), calls):
-                read_vectors(calls.method, content, vectors)
-        return to_response(calls, vectors)
+            answers = await self._post_all(self._path(model.model.name, calls.method), calls)
+            for count, content in zip(calls.counts, answers, strict=True):
+                read_vectors(calls.method, content, vectors, count)
+            return to_response(calls, vectors)
 
     async def models(self) -> Sequence[Model]:
         """The models of `models.yaml`, and those that the operator added."""
@@ -208,6 +207,16 @@ async def _next(chunks: AsyncIterator[bytes], answer: Stream) -> bytes | None:
         async with asyncio.timeout(LINGER):
             return await anext(chunks, None)
     return None
+
+
+def _counted(content: bytes) -> int:
+    try:
+        counted = CountTokensResponse(input_tokens=orjson.loads(content)["totalTokens"]).input_tokens
+        if counted < 0:
+            raise ValueError("it is negative")
+    except UNREADABLE as error:
+        raise unreadable("count", error) from error
+    return counted
 
 
 @contextmanager

@@ -123,8 +123,7 @@ def _form(request: ChatRequest, model: VertexModel, tools: bool, config: dict[st
         return
     wanted = request.response_format.json_schema
     path = "response_format.json_schema.schema"
-    for loss in check_form(wanted.schema, path):
-        notes.unsupported(f"{path}#{loss.pointer}", loss.message)
+    notes.lost(path, [(loss.pointer, loss.message) for loss in check_form(wanted.schema, path)])
     # The wire has no name and no description for a schema; the schema itself has.
     named = {"title": wanted.name, "description": wanted.description}
     schema = json_object(wanted.schema) or {}

@@ -25,7 +25,11 @@ def tool_names(tools: Sequence[Tool]) -> dict[str, str]:
     """The wire's name by the contract's, where they differ: on the wire a name begins with a letter or `_`."""
     given = {tool.name for tool in tools}
     renamed: dict[str, str] = {}
+    seen: set[str] = set()
     for number, tool in enumerate(tools):
+        if tool.name in seen:
+            raise InvalidRequest.at(f"tools[{number}].name", f"is {tool.name!r}, as another tool's name is")
+        seen.add(tool.name)
         if not (tool.name[:1].isalpha() or tool.name.startswith("_")):
             new = f"_{tool.name}"[:128]
             if new in given or new in renamed.values():
@@ -43,8 +47,7 @@ def to_tools(request: ChatRequest, names: Mapping[str, str], notes: Notes) -> li
             continue
         path = f"tools[{number}].input_schema"
         parameters = to_parameters(tool.input_schema, path)
-        for loss in parameters.losses:
-            notes.unsupported(f"{path}#{loss.pointer}", loss.message)
+        notes.lost(path, [(loss.pointer, loss.message) for loss in parameters.losses])
         if tool.HasField("strict") and tool.strict:
             notes.unsupported(f"tools[{number}].strict", "the provider has no such rule for a single tool")
         declaration: dict[str, Any] = {"name": names.get(tool.name, tool.name)}
