@@ -96,7 +96,7 @@ def test_a_part_that_is_only_a_signature(maker: str, reader: str) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in {"bedrock", "nova"}])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_only_another_one_understands_is_dropped_and_told(name: str, strict: bool) -> None:
     """It is no parameter: `strict` does not forbid what the contract demands."""
     request = conversation("foreign_state")

@@ -63,9 +63,6 @@ def test_tools_are_called_by_the_names_that_were_given(name: str) -> None:
     request = conversation("plain")
     for each in given:
         request.tools.add(name=each, input_schema='{"type":"object","properties":{}}')
-    if name in {"bedrock", "nova"}:
-        del request.tools[1]  # Two names that become one are refused there.
-        given.pop(1)
     sent = wire(name).ask(request)
     sent_names = re.findall(r'"name": "([^"]+)"', json.dumps(sent.body))
     assert len(set(sent_names)) == len(given)

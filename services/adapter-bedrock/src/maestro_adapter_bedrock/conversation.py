@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -16,8 +15,8 @@ from maestro_adapter_bedrock.cache import CachePlan, CachePoint
 from maestro_adapter_bedrock.media import audio_block, document_block, image_block, refuse
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
 from maestro_adapter_bedrock.schema import json_object
-from maestro_adapter_bedrock.tools import wire_name
 from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.tool_names import ToolNames
 from maestro_sdk.errors import InvalidRequest
 
 API = "converse"
@@ -38,7 +37,7 @@ class Conversation:
     __slots__ = ("_calls", "_documents", "_model", "_names", "_notes", "called", "messages")
 
     def __init__(
-        self, request: ChatRequest, model: BedrockModel, names: Mapping[str, str], cache: CachePlan, notes: Notes
+        self, request: ChatRequest, model: BedrockModel, names: ToolNames, cache: CachePlan, notes: Notes
     ) -> None:
         self._model = model
         self._names = names
@@ -80,7 +79,7 @@ class Conversation:
             case "tool_call":
                 call = part.tool_call
                 self._calls.add(call.call_id)
-                name = self._names.get(call.name) or wire_name(call.name)
+                name = self._names[call.name]
                 if name not in self.called:
                     self.called.append(name)
                 given = _arguments(call.arguments_json, place)
@@ -99,7 +98,10 @@ class Conversation:
             case "refusal":
                 return {"text": part.refusal.text} if part.refusal.text.strip() else None
             case "opaque":
+                if not part.HasField("origin"):
+                    raise InvalidRequest.at(f"{_path(place)}.origin", "is required: it says who understands the part")
                 if not self._ours(part):
+                    self._notes.foreign(f"{_path(place)}.opaque", part.origin, PROVIDER)
                     return None
                 if json_object(part.opaque.json) is None:
                     raise InvalidRequest.at(f"{_path(place)}.opaque.json", "is not a JSON object")

@@ -13,7 +13,7 @@ from maestro_adapter_bedrock.cache import CachePlan
 from maestro_adapter_bedrock.conversation import Conversation
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
 from maestro_adapter_bedrock.reasoning import Thinking, reason
-from maestro_adapter_bedrock.tools import plan_tools, tool_names
+from maestro_adapter_bedrock.tools import name_tools, plan_tools
 from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.adapter.options import merge_options
 from maestro_sdk.adapter.tool_schema import parse_any_schema
@@ -56,7 +56,7 @@ def to_wire(request: ChatRequest, model: BedrockModel) -> Outgoing:
     """
     notes = Notes(request.strict)
     cache = CachePlan(request, model, notes)
-    names = tool_names(request)
+    names = name_tools(request)
     talk = Conversation(request, model, names, cache, notes)
     tools = plan_tools(request, names, talk.called, model, cache.point if cache.tools else None, notes)
     max_tokens = _max_tokens(request, model, notes)
@@ -84,7 +84,7 @@ def to_wire(request: ChatRequest, model: BedrockModel) -> Outgoing:
         model.path,
         model.lineage,
         notes.warnings,
-        {new: old for old, new in names.items()},
+        names.renamed,
         streams=model.wire.streamed_tools or tools.config is None,
         stops=inference.get("stopSequences", ()),
     )

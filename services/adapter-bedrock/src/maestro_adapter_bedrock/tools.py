@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ToolChoiceMode
@@ -12,6 +10,7 @@ from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_bedrock.models import BedrockModel
 from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.adapter.plain_schema import Limits, plain_schema
+from maestro_sdk.adapter.tool_names import ToolNames
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 NO_CALLS = "Do not call any tool in this turn."
 
 _MAX_NAME = 64
-_WRONG_IN_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 # What Anthropic's own wire takes, and these models everywhere.
 _CLAUDE = Limits(root=frozenset({"allOf", "anyOf", "oneOf"}), names="[a-zA-Z0-9_.-]{1,64}")
 _ANY = Limits()
@@ -37,32 +35,19 @@ class ToolPlan:
         self.instruction = instruction
 
 
-def tool_names(request: ChatRequest) -> dict[str, str]:
-    """The wire's name by the contract's, where they differ: the wire takes no dots, and 64 characters at most."""
-    given = {tool.name for tool in request.tools}
-    renamed: dict[str, str] = {}
+def name_tools(request: ChatRequest) -> ToolNames:
+    """The wire's names of the tools. Raises `InvalidRequest` for two tools of one name."""
     seen: set[str] = set()
     for number, tool in enumerate(request.tools):
         if tool.name in seen:
             raise InvalidRequest.at(f"tools[{number}].name", f"is {tool.name!r}, as another tool's name is")
         seen.add(tool.name)
-        new = wire_name(tool.name)
-        if new != tool.name:
-            if new in given or new in renamed.values():
-                raise InvalidRequest.at(f"tools[{number}].name", f"is {new!r} on the wire, as another tool's name is")
-            renamed[tool.name] = new
-    return renamed
-
-
-def wire_name(name: str) -> str:
-    """A tool's name as the wire takes it."""
-    new = _WRONG_IN_NAME.sub("_", name)
-    return new if len(new) <= _MAX_NAME else f"{new[: _MAX_NAME - 9]}_{zlib.crc32(name.encode()):08x}"
+    return ToolNames((tool.name for tool in request.tools), _MAX_NAME)
 
 
 def plan_tools(
     request: ChatRequest,
-    names: Mapping[str, str],
+    names: ToolNames,
     called: Sequence[str],
     model: BedrockModel,
     point: CachePoint | None,
@@ -109,7 +94,7 @@ def _check(request: ChatRequest) -> None:
             raise InvalidRequest.at(f"tool_choice.names[{number}]", f"there is no tool {name!r}")
 
 
-def _specs(request: ChatRequest, names: Mapping[str, str], model: BedrockModel, notes: Notes) -> list[Any]:
+def _specs(request: ChatRequest, names: ToolNames, model: BedrockModel, notes: Notes) -> list[Any]:
     choice = request.tool_choice
     named = choice.mode == ToolChoiceMode.TOOL_CHOICE_MODE_NAMED
     # A subset is offered by leaving the others out; beside a forced call they stay, for the provider's cache.
@@ -120,7 +105,7 @@ def _specs(request: ChatRequest, names: Mapping[str, str], model: BedrockModel, 
         if allowed and tool.name not in allowed:
             continue
         path = f"tools[{number}]"
-        spec: dict[str, Any] = {"name": names.get(tool.name, tool.name)}
+        spec: dict[str, Any] = {"name": names[tool.name]}
         if tool.description.strip():
             spec["description"] = tool.description
         spec["inputSchema"] = {"json": _schema(tool.input_schema, f"{path}.input_schema", model, notes)}
@@ -133,7 +118,7 @@ def _specs(request: ChatRequest, names: Mapping[str, str], model: BedrockModel, 
     return specs
 
 
-def _choice(request: ChatRequest, names: Mapping[str, str], model: BedrockModel, notes: Notes) -> dict[str, Any] | None:
+def _choice(request: ChatRequest, names: ToolNames, model: BedrockModel, notes: Notes) -> dict[str, Any] | None:
     """The rule to send, None for none: then the model decides."""
     if not request.HasField("tool_choice"):
         return None
@@ -144,7 +129,7 @@ def _choice(request: ChatRequest, names: Mapping[str, str], model: BedrockModel,
         case ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED if "any" in taken:
             return {"any": {}}
         case ToolChoiceMode.TOOL_CHOICE_MODE_NAMED if "tool" in taken:
-            return {"tool": {"name": names.get(choice.names[0], choice.names[0])}}
+            return {"tool": {"name": names[choice.names[0]]}}
         case ToolChoiceMode.TOOL_CHOICE_MODE_NAMED if "any" in taken:
             # Only that tool is offered: any is this one.
             return {"any": {}}
@@ -161,6 +146,5 @@ def _schema(text: str, path: str, model: BedrockModel, notes: Notes) -> Any:
     if model.wire.schema_keys:
         limits = Limits(keys=model.wire.schema_keys, references=False)
     plain = plain_schema(text, path, limits)
-    for loss in plain.losses:
-        notes.unsupported(loss.field, loss.message)
+    notes.lost(path, [(loss.field.removeprefix(f"{path}#"), loss.message) for loss in plain.losses])
     return plain.fragment

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
-from google.protobuf.struct_pb2 import Struct
 
 from maestro.llm.v1.chat_pb2 import (
     ChatEvent,
@@ -24,6 +23,7 @@ from maestro_adapter_claude.conversation import API
 from maestro_adapter_claude.failure import to_error
 from maestro_adapter_claude.models import PROVIDER
 from maestro_adapter_claude.request import Outgoing
+from maestro_sdk.adapter.facts import to_struct
 from maestro_sdk.adapter.sse import SseParser
 from maestro_sdk.errors import MaestroError, StreamBroken
 
@@ -305,9 +305,7 @@ class Stream:
             # Without any usage on the wire there is none here: the cost is unknown then, not zero.
             finish.usage.CopyFrom(self._usage())
         if facts := self._provider_facts():
-            metadata = Struct()
-            metadata.update(facts)
-            finish.provider_metadata[self._outgoing.provider].CopyFrom(metadata)
+            finish.provider_metadata[self._outgoing.provider].CopyFrom(to_struct(facts))
         self.finished = True
         events.append(ChatEvent(finish=finish))
 
