@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import sysconfig
 from collections.abc import AsyncIterator, Iterator
@@ -27,6 +26,7 @@ from maestro.gateway.v1 import http_pb2, http_pb2_grpc
 from maestro.llm.v1 import chat_pb2, chat_pb2_grpc
 from maestro_sdk.cli.rendering import EnvoyValues, render_envoy
 from maestro_sdk.errors import InvalidRequest, MaestroError, RateLimited, Violation, to_status
+from maestro_sdk.service.free_ports import find_free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVOY = Path(sysconfig.get_path("scripts"), "envoy")
@@ -241,13 +241,7 @@ class Mesh:
 @pytest.fixture(scope="module")
 def ports() -> list[int]:
     """Five free ports: public, admin, gateway, websocket, one where nobody listens."""
-    sockets = [socket.socket() for _ in range(5)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    found = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return found
+    return find_free_ports(5)
 
 
 @pytest.fixture(scope="module")

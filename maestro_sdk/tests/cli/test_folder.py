@@ -14,7 +14,8 @@ import pytest
 
 from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.folder import Folder, LogFile, MeshState, ProcessState
-from maestro_sdk.cli.ports import Listener, find_conflicts, find_free_ports
+from maestro_sdk.cli.ports import Listener, find_conflicts
+from maestro_sdk.service.free_ports import find_free_ports
 
 
 @pytest.fixture
@@ -116,5 +117,9 @@ def test_address_of_another_machine_is_a_conflict() -> None:
     assert line == "port 8080 for envoy (envoy.address) on '192.0.2.1': Cannot assign requested address"
 
 
-def test_free_ports_differ() -> None:
-    assert len(set(find_free_ports(50))) == 50
+def test_free_ports_differ_and_are_none_of_those_for_outgoing_connections() -> None:
+    found = set(find_free_ports(50))
+    assert len(found) == 50
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    if first > 20000:
+        assert max(found) < first

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from maestro_sdk.cli.ports import find_free_ports
 from maestro_sdk.cli.programs import Program
 from maestro_sdk.cli.restarts import Restarts, told
 from maestro_sdk.cli.supervisor import Process, open_group
+from maestro_sdk.service.free_ports import find_free_ports
 
 LISTEN = """
 import signal, socket, sys

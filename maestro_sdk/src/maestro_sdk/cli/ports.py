@@ -1,4 +1,4 @@
-"""TCP ports of this machine: which are free, and who holds one that is not."""
+"""TCP ports of this machine: who holds one that is not free."""
 
 from __future__ import annotations
 
@@ -18,15 +18,6 @@ class Listener:
     program: str
     setting: str
     address: str
-
-
-def find_free_ports(count: int) -> list[int]:
-    """Different loopback ports on which nobody listens now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def find_conflicts(listeners: list[Listener]) -> list[str]:

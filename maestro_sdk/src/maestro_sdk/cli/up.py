@@ -16,9 +16,10 @@ from rich.text import Text
 from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.folder import Folder, MeshState
 from maestro_sdk.cli.mesh import START_LIMIT, Mesh
-from maestro_sdk.cli.ports import find_conflicts, find_free_ports
+from maestro_sdk.cli.ports import find_conflicts
 from maestro_sdk.cli.programs import KEY_VARIABLE, Program, freed, listeners, moved, programs
 from maestro_sdk.cli.rendering import TemplateError
+from maestro_sdk.service.free_ports import find_free_ports
 from maestro_sdk.service.settings import Config, ConfigError, load
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -18,6 +17,7 @@ import aiohttp
 import grpc
 
 from maestro_sdk.service.channel import MAX_MESSAGE
+from maestro_sdk.service.free_ports import find_free_ports
 from maestro_sdk.service.interceptors import MeshInterceptor
 from maestro_sdk.service.registration import register
 
@@ -49,10 +49,7 @@ async def serve(
 
 def free_port() -> int:
     """A TCP port that is free on loopback now. A server that can bind port 0 itself should: nobody takes that one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return find_free_ports(1)[0]
 
 
 class Aimock:
