@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from maestro_sdk.testing.callers import Caller
+from maestro_sdk.testing.callers import Caller, question
 from maestro_sdk.testing.faults import FaultServer, SendJson
 from maestro_sdk.testing.mesh import MeshProcess
 
@@ -129,6 +129,9 @@ async def mesh(providers: FaultServer, tmp_path_factory: pytest.TempPathFactory)
     }
     async with MeshProcess(tmp_path_factory.mktemp("mesh"), CONFIG, environment) as running:
         FIGURES.append(f"start of the mesh to its first answer: {running.ready_after:.1f} s")
+        async with Caller(running.url, KEYS["MAESTRO_KEY"]) as caller:
+            # The adapter of local servers looks for their models when it is first asked, and not during a test.
+            await caller.chat(question(model="local/offline"))
         yield running
 
 

@@ -86,6 +86,26 @@ async def test_wrong_bodies_name_their_field(alpha: Caller, provider: FaultServe
     assert provider.requests == []
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "local/offline",
+        "local/llama",
+        "openai/gpt-6.1-terra",
+        "anthropic/claude-sonnet-5-5",
+        "vertex/gemini-2.5-flash",
+        "bedrock/amazon.nova-pro-v1:0",
+    ],
+)
+async def test_a_schema_that_is_none_is_refused_with_its_pointer(alpha: Caller, provider: FaultServer, model: str):
+    tool = {"name": "find", "input_schema": {"type": "object", "properties": {"x": {"type": "strnig"}}}}
+    answer = await alpha.chat(question("hello", model=model, tools=[tool]))
+    assert (answer.status, answer.error["reason"]) == (400, "INVALID_REQUEST")
+    [detail] = answer.error["details"]
+    assert detail["field"] == "tools[0].input_schema#/properties/x/type"
+    assert provider.requests == []
+
+
 async def test_unknown_field_is_a_warning_otherwise(alpha: Caller):
     answer = (await alpha.chat(question(tempratur=1))).json()
     assert [(warning["code"], warning["field"]) for warning in answer["warnings"]] == [("unknown_field", "tempratur")]

@@ -13,6 +13,7 @@ from maestro_adapter_local.offline.answer import compose, digest_of
 from maestro_adapter_local.offline.conversation import read
 from maestro_adapter_local.offline.events import PROVIDER, Rendering, limit, usage_of
 from maestro_adapter_local.offline.script import Script, scripted_answer
+from maestro_sdk.adapter.tool_schema import parse_schema
 from maestro_sdk.errors import ContextTooLong, MaestroError
 
 _BATCH = 16
@@ -35,6 +36,9 @@ class Performance:
 
 def prepare(request: ChatRequest, model: Model, script: Script, pace: float) -> Performance:
     """Decides the whole answer; pure. Raises a `MaestroError` for a request that can't be answered."""
+    # Also of tools that are not called: a schema that no provider takes should not wait for the first real one.
+    for number, tool in enumerate(request.tools):
+        parse_schema(tool.input_schema, f"tools[{number}].input_schema")
     conversation = read(request)
     left = model.context_window - conversation.input_tokens
     if left <= 0:
