@@ -62,6 +62,8 @@ def test_a_line_that_finds_no_space_is_lost_and_nothing_else() -> None:
     for _ in range(3):
         log.write(b"x" * 10_000)
     log.close()
+    # Nor was the full file put aside for a fresh one.
+    assert Path("/dev/full").is_char_device()
 
 
 def test_a_console_on_a_full_disk_goes_on_when_there_is_space_again() -> None:

@@ -60,8 +60,12 @@ async def test_leaving_the_context_ends_the_server():
 
 
 def test_free_port_can_be_bound():
+    port = free_port()
     with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert client.getpeername() == ("127.0.0.1", port)
 
 
 def _kinds(events: list[ChatEvent]) -> list[str | None]:

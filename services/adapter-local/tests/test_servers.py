@@ -215,6 +215,7 @@ async def test_leaving_a_stream_closes_the_servers_socket() -> None:
         seen = await server.request(1)
         async with asyncio.timeout(2):
             await seen.closed.wait()
+        assert [asked.path for asked in server.requests].count(CHAT) == 1
 
 
 async def test_the_emulator_answers_through_the_adapter() -> None:

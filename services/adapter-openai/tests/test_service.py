@@ -99,6 +99,7 @@ async def test_a_client_that_leaves_the_unary_call_closes_the_providers_socket(
     seen = await server.request()
     call.cancel()
     await asyncio.wait_for(seen.closed.wait(), 5)
+    assert len(server.requests) == 1, "nobody tries again for a caller who is gone"
 
 
 async def test_the_sdk_is_not_loaded_to_serve() -> None:

@@ -57,6 +57,7 @@ class ChatServicer(ChatServiceServicer):
     async def StreamChat(self, request: ChatRequest, context: Any) -> None:
         model = await self._catalogue.able(request.model, Feature.FEATURE_CHAT)
         begun = finished = False
+        unknown = is_unknown(model)
         # Writing instead of yielding: when the call is cancelled, the generator is closed here and now, and with it the
         # provider's socket.
         async with aclosing(cast("AsyncGenerator[Sequence[ChatEvent]]", self.provider.stream(request))) as batches:
@@ -71,7 +72,7 @@ class ChatServicer(ChatServiceServicer):
                         raise StreamBroken("the adapter's first event, and only that, has to be `started`")
                     begun = True
                     finished = kind == "finish"
-                if is_unknown(model):
+                if unknown:
                     events = _warned(events, model)  # noqa: PLW2901 - the same events and one more
                 if finished:
                     price(events, model)
