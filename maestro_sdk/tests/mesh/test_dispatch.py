@@ -31,8 +31,8 @@ from maestro_sdk.errors import (
 )
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Attempt, Dispatcher, Trail
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import needs_of
-from maestro_sdk.mesh.plan import LocalState
 from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.testing.scripted import Fault, ScriptedProvider, answer
 from maestro_sdk.testing.servers import free_port, serve

@@ -21,8 +21,9 @@ from maestro.llm.v1.message_pb2 import DocumentPart, ImagePart, Message, Part, R
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.errors import CapabilityUnavailable, ContextTooLong, InvalidRequest, NoBackend, NotFound
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import Needs, features_from_needs, mask, needs_from_features, needs_of, unmask
-from maestro_sdk.mesh.plan import LocalState, Plan, plan, refusal
+from maestro_sdk.mesh.plan import Plan, plan, refusal
 from maestro_sdk.mesh.table import EMPTY, Table
 from maestro_sdk.testing.tables import backend, model, table
 

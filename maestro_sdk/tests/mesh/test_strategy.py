@@ -14,9 +14,10 @@ from maestro.llm.v1.message_pb2 import Role
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, NoBackend
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import Needs, hash_content, mask, needs_of
 from maestro_sdk.mesh.pace import Pace
-from maestro_sdk.mesh.plan import LocalState, Plan, plan, refusal
+from maestro_sdk.mesh.plan import Plan, plan, refusal
 from maestro_sdk.mesh.strategy import STRATEGIES, draw_variant, estimate
 from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.testing.tables import backend, message, model

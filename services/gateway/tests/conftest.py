@@ -33,7 +33,7 @@ from maestro_gateway.websocket import SocketServer
 from maestro_sdk.adapter.servicer import ChatServicer
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher
-from maestro_sdk.mesh.plan import LocalState
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.events import EventReader

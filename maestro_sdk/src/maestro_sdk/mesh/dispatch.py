@@ -27,8 +27,9 @@ from maestro_sdk.errors import (
     from_rpc_error,
 )
 from maestro_sdk.mesh.backends import Backends, ChatCall
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import Needs
-from maestro_sdk.mesh.plan import LocalState, Plan, plan, refusal
+from maestro_sdk.mesh.plan import Plan, plan, refusal
 from maestro_sdk.mesh.table import Backend, Route, Table
 
 # Events that may be held back until content comes: showing them commits to nothing.
@@ -134,7 +135,7 @@ class Dispatcher:
         async for attempt in self._attempts(route, trail, deadline):
             request.model = attempt.backend.model
             call = self._backends.stream_chat(attempt.backend, request, _least(deadline, attempt.begun, 0.0))
-            watch = _Watch(call, route.first_event_timeout, route.idle_timeout)
+            watch = _Watch(call, route.policy.first_event_timeout, route.policy.idle_timeout)
             course = _Course(attempt, trail)
             try:
                 while isinstance(message := await call.read(), StreamChatResponse):
@@ -162,14 +163,14 @@ class Dispatcher:
             raise refusal(trail.plan, needs, now)
         self._retries = min(_RETRY_RESERVE, self._retries + _RETRY_SHARE)
         route = trail.plan.route
-        if route.total_timeout:
-            end = time.monotonic() + route.total_timeout
+        if route.policy.total_timeout:
+            end = time.monotonic() + route.policy.total_timeout
             deadline = end if deadline is None else min(deadline, end)
         return route, deadline
 
     async def _attempts(self, route: Route, trail: Trail, deadline: float | None) -> AsyncIterator[Attempt]:
         """The attempts worth making, each begun when it is taken: planned backends in order, then retries."""
-        local, most = self._source.local, route.max_attempts
+        local, most = self._source.local, route.policy.max_attempts
         queue = [ranked.choice.backend for ranked in trail.plan.kept] if trail.plan else []
         number = 0
         while queue and number < most:

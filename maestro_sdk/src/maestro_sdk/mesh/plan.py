@@ -11,53 +11,13 @@ from difflib import get_close_matches
 
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.errors import CapabilityUnavailable, ContextTooLong, InvalidRequest, MaestroError, NoBackend, NotFound
-from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy, State
+from maestro_sdk.mesh.breaker import State
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import Needs, feature_names, unmask
-from maestro_sdk.mesh.pace import Pace
-from maestro_sdk.mesh.strategy import STRATEGIES, Choice, Load, Ranked, draw_variant, estimate, rank
+from maestro_sdk.mesh.strategy import STRATEGIES, Choice, Ranked, draw_variant, estimate, rank
 from maestro_sdk.mesh.table import DEFAULT_ROUTE, Backend, Entry, Match, Route, Table, Targets
 
 _NOT_OFFERED = "no enabled adapter offers it"
-
-
-class LocalState:
-    """What one process knows by itself: load, paces and breakers per backend, fed by its own outcomes."""
-
-    def __init__(self) -> None:
-        self.load = Load()
-        self._breakers: dict[str, Breaker] = {}
-        self._policy = BreakerPolicy()
-        self._since: dict[str, float] = {}
-
-    def breaker(self, backend_id: str) -> Breaker:
-        """The breaker of a backend."""
-        breaker = self._breakers.get(backend_id)
-        if breaker is None:
-            breaker = self._breakers[backend_id] = Breaker(self._policy)
-        return breaker
-
-    def observe(self, backend_id: str, first: float, duration: float, tokens: int, now: float) -> None:
-        """Takes the times of an answer, in seconds, for strategies that look at them."""
-        pace = self.load.paces.get(backend_id)
-        if pace is None:
-            pace = self.load.paces[backend_id] = Pace()
-        pace.observe(first, duration, tokens, now)
-
-    def adopt(self, table: Table) -> None:
-        """Takes the limits of a new table and forgets backends that are gone."""
-        if table.breaker != self._policy:
-            self._policy = table.breaker
-            self._breakers.clear()
-        for name in list(self._breakers):
-            backend = table.backends.get(name)
-            # An adapter that was started anew gets a new breaker: what the old one knows is of the past.
-            if backend is None or (backend.since and backend.since != self._since.get(name, backend.since)):
-                del self._breakers[name]
-        for backend in table.backends.values():
-            if backend.since:
-                self._since[backend.id] = backend.since
-        for gone in [name for name in self.load.paces if name not in table.backends]:
-            del self.load.paces[gone]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.model_pb2 import Support
 from maestro.llm.v1.usage_pb2 import Price
 from maestro.router.v1 import router_pb2 as pb
@@ -45,7 +49,13 @@ class Backend:
     state_reason: str
     until: float
     since: float
+    regions: frozenset[str]
     message: pb.Backend
+
+    @property
+    def account(self) -> str:
+        """The account at a provider that all models of an adapter share: "adapter:provider"."""
+        return f"{self.adapter}:{self.provider}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +98,43 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Hedge:
+    """When a second backend is asked: `after` seconds, 0 for the first one's own 95th percentile."""
+
+    after: float
+    max_extra: float
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What dispatch does when an attempt of a request is slow or fails. Times in seconds, 0 for none."""
+
+    max_attempts: int = 3
+    attempt_timeout: float = 0.0
+    first_event_timeout: float = 0.0
+    idle_timeout: float = 0.0
+    total_timeout: float = 0.0
+    failover_on: frozenset[ErrorReason.ValueType] = frozenset()
+    failover_off: frozenset[ErrorReason.ValueType] = frozenset()
+    retry_share: float = 0.2
+    back_off: float = 0.05
+    longest_back_off: float = 2.0
+    hedge: Hedge | None = None
+    resumes: bool = False
+    """Whether another backend goes on with an answer that failed after content was handed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """Where requests of a tenant may be answered; an empty set allows all."""
+
+    regions: frozenset[str]
+    providers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """Backends under one name, and the limits of a request. Times in seconds, 0 for none."""
+    """Backends under one name, and how its requests are treated."""
 
     name: str
     strategy: str
@@ -98,10 +143,10 @@ class Route:
     strategies: Sequence[str]
     match: Match | None
     experiment: Experiment | None
-    max_attempts: int
-    first_event_timeout: float
-    idle_timeout: float
-    total_timeout: float
+    policy: Policy
+    require_native: bool
+    loss_limit: float | None
+    """Seconds without a router after which requests are refused; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +165,8 @@ class Table:
     """Adapter by persona, "" for all."""
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     """What each alias stands for."""
+    residencies: Mapping[str, Residency] = field(default_factory=dict[str, Residency])
+    """Where requests of a tenant may be answered, by tenant."""
 
     def names(self) -> list[str]:
         """What a request's `model` may say: routes first, then models."""
@@ -159,6 +206,10 @@ def compile_table(message: pb.RouteTable) -> Table:
         matching,
         dict(message.pins),
         dict(message.aliases),
+        {
+            tenant: Residency(frozenset(found.regions), frozenset(found.providers))
+            for tenant, found in message.residencies.items()
+        },
     )
 
 
@@ -184,7 +235,8 @@ def _backend(message: pb.Backend) -> Backend:
         state=message.state,
         state_reason=message.state_reason,
         until=message.state_until.ToNanoseconds() / 1e9 if message.HasField("state_until") else 0.0,
-        since=message.serving_since.ToNanoseconds() / 1e9,
+        since=_seconds(message.serving_since),
+        regions=frozenset(message.regions),
         message=message,
     )
 
@@ -202,11 +254,34 @@ def _route(route: pb.Route, by_model: Mapping[str, Sequence[Backend]], limits: p
         strategies=tuple(route.strategies),
         match=_match(route.match) if route.HasField("match") else None,
         experiment=_experiment(route.experiment, by_model) if route.HasField("experiment") else None,
-        max_attempts=max(1, limits.max_attempts),
-        first_event_timeout=limits.first_event_timeout.ToNanoseconds() / 1e9,
-        idle_timeout=limits.idle_timeout.ToNanoseconds() / 1e9,
-        total_timeout=limits.total_timeout.ToNanoseconds() / 1e9,
+        policy=_policy(limits),
+        require_native=limits.require_native,
+        loss_limit=_seconds(limits.router_loss_after) if limits.on_router_loss == pb.ROUTER_LOSS_REFUSE else None,
     )
+
+
+def _policy(route: pb.Route) -> Policy:
+    usual = Policy()
+    return Policy(
+        max_attempts=max(1, route.max_attempts),
+        attempt_timeout=_seconds(route.attempt_timeout),
+        first_event_timeout=_seconds(route.first_event_timeout),
+        idle_timeout=_seconds(route.idle_timeout),
+        total_timeout=_seconds(route.total_timeout),
+        failover_on=frozenset(route.failover_on),
+        failover_off=frozenset(route.failover_off),
+        retry_share=route.retry_share if route.HasField("retry_share") else usual.retry_share,
+        back_off=_seconds(route.back_off) if route.HasField("back_off") else usual.back_off,
+        longest_back_off=_seconds(route.longest_back_off)
+        if route.HasField("longest_back_off")
+        else usual.longest_back_off,
+        hedge=Hedge(_seconds(route.hedge.after), route.hedge.max_extra) if route.HasField("hedge") else None,
+        resumes=route.resume == pb.RESUME_CONTINUE,
+    )
+
+
+def _seconds(value: Duration | Timestamp) -> float:
+    return value.ToNanoseconds() / 1e9
 
 
 def _targets(targets: Iterable[pb.Target], by_model: Mapping[str, Sequence[Backend]]) -> Targets:

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from maestro.router.v1.router_pb2 import Outcome, ReportRequest, RouteTable, WatchRoutesRequest
 from maestro.router.v1.router_pb2_grpc import RouterServiceStub
-from maestro_sdk.mesh.plan import LocalState
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.table import EMPTY, Table, compile_table
 from maestro_sdk.service.channel import open_channel
 

@@ -13,7 +13,7 @@ from maestro_sdk.service.settings import Config, ConfigError
 
 POLL = 0.5
 """Seconds between two looks at the file; a change is taken once the file stays as it is from one look to the next."""
-HOT = ("routes", "aliases", "router.breaker", "router.pin", "router.pins")
+HOT = ("routes", "aliases", "tenants", "router.breaker", "router.quarantine", "router.pin", "router.pins")
 """Sections that may change while the mesh runs. Addresses, adapters and keys need a restart of those they concern."""
 
 
@@ -36,9 +36,16 @@ async def changes(file: Path | None, asked: asyncio.Event) -> AsyncIterator[None
 def merge(current: Config, fresh: Config) -> Config:
     """`current` with the hot sections of `fresh`. Raises `ConfigError` when they contradict what stays."""
     router = current.router.model_copy(
-        update={"breaker": fresh.router.breaker, "pin": fresh.router.pin, "pins": fresh.router.pins}
+        update={
+            "breaker": fresh.router.breaker,
+            "quarantine": fresh.router.quarantine,
+            "pin": fresh.router.pin,
+            "pins": fresh.router.pins,
+        }
     )
-    merged = current.model_copy(update={"routes": fresh.routes, "aliases": fresh.aliases, "router": router})
+    merged = current.model_copy(
+        update={"routes": fresh.routes, "aliases": fresh.aliases, "tenants": fresh.tenants, "router": router}
+    )
     if wrong := list(contradictions(merged)):
         raise ConfigError([fresh.problem_at(".".join(map(str, path)), message) for path, message in wrong])
     return merged

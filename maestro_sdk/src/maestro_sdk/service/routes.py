@@ -8,8 +8,24 @@ from pydantic import Field, model_validator
 
 from maestro_sdk.service.values import Duration, FeatureName, ModelName, Settings
 
-Strategy = Literal["fallback", "weighted", "round_robin", "cost", "performance"]
+Strategy = Literal["fallback", "weighted", "round_robin", "cost", "performance", "headroom"]
 """How the targets of a tier are ordered."""
+
+
+FailoverReason = Literal[
+    "CONTEXT_TOO_LONG",
+    "PROVIDER_AUTH",
+    "NOT_FOUND",
+    "RATE_LIMITED",
+    "PROVIDER_QUOTA",
+    "OVERLOADED",
+    "UPSTREAM_ERROR",
+    "TIMEOUT",
+    "STREAM_BROKEN",
+    "CONTENT_POLICY",
+    "OUTPUT_INVALID",
+]
+"""Errors that lie with a backend, so that another one may do better. Faults of the caller are not among them."""
 
 
 class TargetConfig(Settings):
@@ -67,6 +83,38 @@ class ExperimentConfig(Settings):
         return self
 
 
+class FailoverConfig(Settings):
+    """Errors by reason: after those of `on` another backend is tried even where the error does not ask for it, after
+    those of `off` none is. All others decide for themselves."""
+
+    on: tuple[FailoverReason, ...] = ()
+    off: tuple[FailoverReason, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if both := set(self.on) & set(self.off):
+            raise ValueError(f"{', '.join(sorted(both))} stands under `on` and `off`")
+        return self
+
+
+class RetryConfig(Settings):
+    """Retries once every target had its turn: `share` of the requests may have one; pauses double each time."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    back_off: Annotated[Duration, Field(gt=0)] = 0.05
+    longest_back_off: Annotated[Duration, Field(gt=0)] = 2.0
+
+
+class HedgeConfig(Settings):
+    """A second backend is asked when the first has not begun to answer `after` that time; None: its 95th percentile.
+
+    `max_extra` bounds what second attempts may add to what the route spends.
+    """
+
+    after: Annotated[Duration, Field(gt=0)] | None = None
+    max_extra: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
 class RouteConfig(Settings):
     """How requests for a name are spread over models.
 
@@ -80,7 +128,15 @@ class RouteConfig(Settings):
     quality: str = ""
     strategies: tuple[Strategy, ...] = ()
     experiment: ExperimentConfig | None = None
+    require_native: bool = False
     max_attempts: Annotated[int, Field(ge=1)] = 3
+    attempt_timeout: Annotated[Duration, Field(gt=0)] | None = None
     first_event_timeout: Annotated[Duration, Field(gt=0)] = 120.0
     idle_timeout: Annotated[Duration, Field(gt=0)] = 120.0
     total_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    failover: FailoverConfig = FailoverConfig()
+    retry: RetryConfig = RetryConfig()
+    hedge: HedgeConfig | None = None
+    resume: Literal["fail", "continue"] = "fail"
+    on_router_loss: Literal["serve", "refuse"] = "serve"
+    router_loss_after: Annotated[Duration, Field(ge=0)] = 60.0

@@ -110,9 +110,17 @@ class GatewayConfig(Settings):
 
     address: Address = "127.0.0.1:50051"
     websocket: Address = "127.0.0.1:8081"
+    replicas: Annotated[int, Field(ge=1, le=9)] = 1
     keys: tuple[KeyConfig, ...] = (KeyConfig(tenant="development", key=Secret(env="MAESTRO_KEY")),)
     max_body: Annotated[Size, Field(ge=1024, le=16 * 2**20)] = 3 * 2**20  # gRPC's messages are bounded, too
     ping: Annotated[Duration, Field(gt=0)] = 15.0
+
+
+class TenantConfig(Settings):
+    """Policy for one tenant: `regions` and `providers` bound where its requests may be answered; empty allows all."""
+
+    regions: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
 
 
 class BreakerConfig(Settings):
@@ -127,10 +135,28 @@ class BreakerConfig(Settings):
     half_open_calls: Annotated[int, Field(ge=1)] = 1
 
 
+class QuarantineConfig(Settings):
+    """When a backend that breaks the contract is left alone, and for how long."""
+
+    breaches: Annotated[int, Field(ge=1)] = 3
+    window: Annotated[Duration, Field(gt=0)] = 300.0
+    time: Annotated[Duration, Field(gt=0)] = 600.0
+
+
 class RouterConfig(Settings):
-    """The router's address; `refresh` is the pause between two readings of the adapters' models."""
+    """The router's address; `refresh` is the pause between two readings of the adapters' models.
+
+    `replicas` are routers that `maestro up` runs; `others` are addresses of routers elsewhere that share their state
+    over the same NATS: gateways go to the next one when theirs is gone. `admission` tells which adapters may join
+    beside the configured ones: none, those that announce themselves, or of those the ones that pass the core of the
+    conformance suite.
+    """
 
     address: Address = "127.0.0.1:50052"
+    replicas: Annotated[int, Field(ge=1, le=9)] = 1
+    others: tuple[Address, ...] = ()
+    admission: Literal["configured", "verified", "announced"] = "configured"
+    quarantine: QuarantineConfig = QuarantineConfig()
     refresh: Annotated[Duration, Field(gt=0)] = 30.0
     breaker: BreakerConfig = BreakerConfig()
     pin: str = Field(default_factory=lambda: os.environ.get("GATEWAY_PROVIDER", ""))
@@ -150,11 +176,15 @@ class _Origin:
 
 
 class AdapterConfig(Settings):
-    """How to reach an adapter. `module` is what `maestro up` starts; without it the adapter runs elsewhere."""
+    """How to reach an adapter. `module` is what `maestro up` starts; without it the adapter runs elsewhere.
+
+    `regions` are all regions in which it lets requests be answered, in the operator's words.
+    """
 
     module: str | None = None
     address: Address
     enabled: bool | EnvironmentSwitch = True
+    regions: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict[str, Any], repr=False)
 
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
@@ -286,6 +316,7 @@ class Config(Settings):
     adapters: dict[str, AdapterConfig]
     routes: dict[str, RouteConfig]
     aliases: dict[str, str]
+    tenants: dict[str, TenantConfig] = Field(default_factory=dict[str, TenantConfig])
     nats: NatsConfig = NatsConfig()
     events: EventsConfig = EventsConfig()
     envoy: EnvoyConfig = Field(default_factory=EnvoyConfig)

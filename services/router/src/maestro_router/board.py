@@ -13,7 +13,7 @@ from maestro_router import notices
 from maestro_router.compile import Adapter, Override, compile_routes
 from maestro_sdk.errors import NotFound
 from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy, State
-from maestro_sdk.mesh.plan import LocalState
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.service.settings import Config
 

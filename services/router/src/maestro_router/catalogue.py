@@ -34,9 +34,9 @@ _LONGEST_PAUSE = 1.0
 class AdapterWatch:
     """Follows one adapter; tells `on_change` each time its view differs from the last one."""
 
-    def __init__(self, name: str, address: str, refresh: float, on_change: Callable[[Adapter], None]) -> None:
+    def __init__(self, adapter: Adapter, refresh: float, on_change: Callable[[Adapter], None]) -> None:
         """`refresh` is the time in seconds between two readings of the models while the adapter serves."""
-        self.view = Adapter(name, address)
+        self.view = adapter
         self._refresh = refresh
         self._on_change = on_change
 

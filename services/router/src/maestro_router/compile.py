@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.mesh.breaker import Breaker, State
-from maestro_sdk.service.routes import MatchConfig, TargetConfig
+from maestro_sdk.service.routes import MatchConfig, RouteConfig, TargetConfig
 from maestro_sdk.service.settings import BreakerConfig, Config
 
 DEVELOPMENT = "development"
@@ -28,6 +29,9 @@ class Adapter:
     models: Sequence[Model] = ()
     since: float = 0.0
     """Unix time since when it serves; 0 while it does not."""
+    regions: Sequence[str] = ()
+    announced: bool = False
+    """Whether it joined by announcement."""
 
     def status(self) -> pb.AdapterStatus:
         """The adapter as the contract has it."""
@@ -39,6 +43,7 @@ class Adapter:
             version=self.version,
             providers=self.providers,
             models=len(self.models),
+            announced=self.announced,
         )
 
 
@@ -83,6 +88,7 @@ def compile_routes(
         message.total_timeout.FromNanoseconds(int(route.total_timeout * 1e9))
         message.quality = route.quality
         message.strategies.extend(route.strategies)
+        _add_policy(route, message)
 
         def usable(targets: Iterable[TargetConfig]) -> list[pb.Target]:
             real = [
@@ -107,6 +113,9 @@ def compile_routes(
     if config.router.pin:
         table.pins[""] = config.router.pin.removesuffix("-only")
     table.aliases.update({alias: config.resolve(alias) for alias in config.aliases})
+    for tenant, policy in config.tenants.items():
+        if policy.regions or policy.providers:
+            table.residencies[tenant].CopyFrom(pb.Residency(regions=policy.regions, providers=policy.providers))
     by_name = {route.name: route for route in table.routes}
     for alias in config.aliases:
         target = config.resolve(alias)
@@ -133,7 +142,12 @@ def _backend(
 ) -> pb.Backend:
     name = backend_id(adapter.name, model.id)
     backend = pb.Backend(
-        id=name, adapter=adapter.name, address=adapter.address, model=model, state=pb.BACKEND_STATE_ACTIVE
+        id=name,
+        adapter=adapter.name,
+        address=adapter.address,
+        model=model,
+        state=pb.BACKEND_STATE_ACTIVE,
+        regions=adapter.regions,
     )
     if adapter.since:
         backend.serving_since.FromNanoseconds(int(adapter.since * 1e9))
@@ -152,6 +166,24 @@ def _backend(
             case State.CLOSED:
                 pass
     return backend
+
+
+def _add_policy(route: RouteConfig, message: pb.Route) -> None:
+    if route.attempt_timeout is not None:
+        message.attempt_timeout.FromNanoseconds(int(route.attempt_timeout * 1e9))
+    message.failover_on.extend(ErrorReason.Value(f"ERROR_REASON_{name}") for name in route.failover.on)
+    message.failover_off.extend(ErrorReason.Value(f"ERROR_REASON_{name}") for name in route.failover.off)
+    message.retry_share = route.retry.share
+    message.back_off.FromNanoseconds(int(route.retry.back_off * 1e9))
+    message.longest_back_off.FromNanoseconds(int(route.retry.longest_back_off * 1e9))
+    if route.hedge is not None:
+        message.hedge.max_extra = route.hedge.max_extra
+        if route.hedge.after is not None:
+            message.hedge.after.FromNanoseconds(int(route.hedge.after * 1e9))
+    message.resume = pb.RESUME_CONTINUE if route.resume == "continue" else pb.RESUME_FAIL
+    message.require_native = route.require_native
+    message.on_router_loss = pb.ROUTER_LOSS_REFUSE if route.on_router_loss == "refuse" else pb.ROUTER_LOSS_SERVE
+    message.router_loss_after.FromNanoseconds(int(route.router_loss_after * 1e9))
 
 
 def _describe(match: MatchConfig, message: pb.Match) -> None:

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from maestro_router.board import Board
 from maestro_router.catalogue import AdapterWatch
+from maestro_router.compile import Adapter
 from maestro_router.reload import Reload
 from maestro_router.servicer import RouterServicer
 from maestro_sdk.service.events import MESH, EventPublisher, new_event
@@ -27,7 +28,7 @@ async def router(config: Config) -> AsyncGenerator[Service]:
 
         board = Board(config, publish)
         watches = [
-            AdapterWatch(name, adapter.address, config.router.refresh, board.see)
+            AdapterWatch(Adapter(name, adapter.address, regions=adapter.regions), config.router.refresh, board.see)
             for name, adapter in config.enabled_adapters().items()
         ]
         for watch in watches:

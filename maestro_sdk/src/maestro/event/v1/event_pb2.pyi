@@ -14,6 +14,7 @@ from maestro.job.v1 import job_pb2 as _job_pb2
 from maestro.llm.v1 import chat_pb2 as _chat_pb2
 from maestro.llm.v1 import error_pb2 as _error_pb2
 from maestro.llm.v1 import usage_pb2 as _usage_pb2
+from maestro.router.v1 import router_pb2 as _router_pb2
 from maestro.usage.v1 import usage_pb2 as _usage_pb2_1
 import builtins as _builtins
 import sys
@@ -178,6 +179,42 @@ SUBSCRIPTION_NOTICE_KIND_SLOW_CONSUMER: SubscriptionNoticeKind.ValueType  # 3
 """The reader is too slow; the stream ends now."""
 Global___SubscriptionNoticeKind: _TypeAlias = SubscriptionNoticeKind  # noqa: Y015
 
+class _AttemptFate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptFateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptFate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_FATE_UNSPECIFIED: _AttemptFate.ValueType  # 0
+    """Invalid."""
+    ATTEMPT_FATE_ANSWERED: _AttemptFate.ValueType  # 1
+    """It gave the answer, or the last part of it."""
+    ATTEMPT_FATE_HANDED_OVER: _AttemptFate.ValueType  # 2
+    """It gave the first part of an answer with which another backend went on."""
+    ATTEMPT_FATE_FAILED: _AttemptFate.ValueType  # 3
+    """It failed."""
+    ATTEMPT_FATE_OUTRUN: _AttemptFate.ValueType  # 4
+    """Another attempt began to answer first, and it was cancelled."""
+    ATTEMPT_FATE_ABANDONED: _AttemptFate.ValueType  # 5
+    """The caller left."""
+
+class AttemptFate(_AttemptFate, metaclass=_AttemptFateEnumTypeWrapper):
+    """Names what came of an attempt."""
+
+ATTEMPT_FATE_UNSPECIFIED: AttemptFate.ValueType  # 0
+"""Invalid."""
+ATTEMPT_FATE_ANSWERED: AttemptFate.ValueType  # 1
+"""It gave the answer, or the last part of it."""
+ATTEMPT_FATE_HANDED_OVER: AttemptFate.ValueType  # 2
+"""It gave the first part of an answer with which another backend went on."""
+ATTEMPT_FATE_FAILED: AttemptFate.ValueType  # 3
+"""It failed."""
+ATTEMPT_FATE_OUTRUN: AttemptFate.ValueType  # 4
+"""Another attempt began to answer first, and it was cancelled."""
+ATTEMPT_FATE_ABANDONED: AttemptFate.ValueType  # 5
+"""The caller left."""
+Global___AttemptFate: _TypeAlias = AttemptFate  # noqa: Y015
+
 @_typing.final
 class SubscribeRequest(_message.Message):
     """Subscribes to events. Filters combine: an event is sent when it passes all of them."""
@@ -315,6 +352,7 @@ class Event(_message.Message):
     ADAPTER_JOINED_FIELD_NUMBER: _builtins.int
     ADAPTER_LEFT_FIELD_NUMBER: _builtins.int
     SCHEMA_CHANGED_FIELD_NUMBER: _builtins.int
+    BACKEND_QUARANTINED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Identifier, unique in the mesh; the same when an event is delivered again."""
     sequence: _builtins.int
@@ -433,6 +471,10 @@ class Event(_message.Message):
     def schema_changed(self) -> Global___SchemaChanged:
         """A subject of the schema registry has a new version. "schema.changed"."""
 
+    @_builtins.property
+    def backend_quarantined(self) -> Global___BackendQuarantined:
+        """A backend broke the contract and is left alone. "backend.quarantined"."""
+
     def __init__(
         self,
         *,
@@ -467,12 +509,13 @@ class Event(_message.Message):
         adapter_joined: Global___AdapterJoined | None = ...,
         adapter_left: Global___AdapterLeft | None = ...,
         schema_changed: Global___SchemaChanged | None = ...,
+        backend_quarantined: Global___BackendQuarantined | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "payload", b"payload", "request_completed", b"request_completed", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "payload", b"payload", "request_completed", b"request_completed", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "id", b"id", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "kind", b"kind", "payload", b"payload", "request_completed", b"request_completed", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "sequence", b"sequence", "subject", b"subject", "tenant", b"tenant", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "id", b"id", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "kind", b"kind", "payload", b"payload", "request_completed", b"request_completed", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "sequence", b"sequence", "subject", b"subject", "tenant", b"tenant", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["request_started", "request_completed", "request_failed", "attempt_failed", "backend_opened", "backend_half_open", "backend_closed", "route_degraded", "tool_invoked", "tool_completed", "tool_failed", "job_queued", "job_started", "job_progress", "job_completed", "job_failed", "job_cancelled", "budget_threshold", "budget_exhausted", "config_reloaded", "config_rejected", "adapter_joined", "adapter_left", "schema_changed"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["request_started", "request_completed", "request_failed", "attempt_failed", "backend_opened", "backend_half_open", "backend_closed", "route_degraded", "tool_invoked", "tool_completed", "tool_failed", "job_queued", "job_started", "job_progress", "job_completed", "job_failed", "job_cancelled", "budget_threshold", "budget_exhausted", "config_reloaded", "config_rejected", "adapter_joined", "adapter_left", "schema_changed", "backend_quarantined"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -604,6 +647,8 @@ class RequestCompleted(_message.Message):
     PERSONA_FIELD_NUMBER: _builtins.int
     SKILL_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_USAGES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -654,6 +699,14 @@ class RequestCompleted(_message.Message):
         whole.
         """
 
+    @_builtins.property
+    def decision(self) -> _router_pb2.Decision:
+        """Output only. How the backends were chosen."""
+
+    @_builtins.property
+    def attempt_usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptUsage]:
+        """Output only. What each attempt used."""
+
     def __init__(
         self,
         *,
@@ -677,10 +730,12 @@ class RequestCompleted(_message.Message):
         persona: _builtins.str = ...,
         skill: _builtins.str = ...,
         job_id: _builtins.str = ...,
+        decision: _router_pb2.Decision | None = ...,
+        attempt_usages: _abc.Iterable[Global___AttemptUsage] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "latency", b"latency", "time_to_first_content", b"time_to_first_content", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "decision", b"decision", "latency", b"latency", "time_to_first_content", b"time_to_first_content", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempts", b"attempts", "cost", b"cost", "degraded", b"degraded", "experiment", b"experiment", "finish_reason", b"finish_reason", "job_id", b"job_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "time_to_first_content", b"time_to_first_content", "usage", b"usage", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "experiment", b"experiment", "finish_reason", b"finish_reason", "job_id", b"job_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "time_to_first_content", b"time_to_first_content", "usage", b"usage", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -708,6 +763,8 @@ class RequestFailed(_message.Message):
     PERSONA_FIELD_NUMBER: _builtins.int
     SKILL_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_USAGES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -748,6 +805,14 @@ class RequestFailed(_message.Message):
     def latency(self) -> _duration_pb2.Duration:
         """Output only. Time from the arrival of the request to its end."""
 
+    @_builtins.property
+    def decision(self) -> _router_pb2.Decision:
+        """Output only. How the backends were chosen. Unset when nothing was decided."""
+
+    @_builtins.property
+    def attempt_usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptUsage]:
+        """Output only. What each attempt used."""
+
     def __init__(
         self,
         *,
@@ -767,10 +832,12 @@ class RequestFailed(_message.Message):
         persona: _builtins.str = ...,
         skill: _builtins.str = ...,
         job_id: _builtins.str = ...,
+        decision: _router_pb2.Decision | None = ...,
+        attempt_usages: _abc.Iterable[Global___AttemptUsage] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "failure", b"failure", "latency", b"latency", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "decision", b"decision", "failure", b"failure", "latency", b"latency", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempts", b"attempts", "cost", b"cost", "degraded", b"degraded", "failure", b"failure", "job_id", b"job_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "failure", b"failure", "job_id", b"job_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -937,6 +1004,92 @@ class BackendClosed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BackendClosed: _TypeAlias = BackendClosed  # noqa: Y015
+
+@_typing.final
+class BackendQuarantined(_message.Message):
+    """Tells that a backend broke the contract and is left alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_ID_FIELD_NUMBER: _builtins.int
+    BREACH_FIELD_NUMBER: _builtins.int
+    BREACHES_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    backend_id: _builtins.str
+    """Output only. Backend: "adapter:provider/model"."""
+    breach: _builtins.str
+    """Output only. What it did last, for example "events after finish"."""
+    breaches: _builtins.int
+    """Output only. Breaches in the window."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Time until which it is left alone."""
+
+    def __init__(
+        self,
+        *,
+        backend_id: _builtins.str = ...,
+        breach: _builtins.str = ...,
+        breaches: _builtins.int = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend_id", b"backend_id", "breach", b"breach", "breaches", b"breaches", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackendQuarantined: _TypeAlias = BackendQuarantined  # noqa: Y015
+
+@_typing.final
+class AttemptUsage(_message.Message):
+    """Tells what one attempt of a request used. Every attempt that reached a backend has one, so that all that a provider charges is found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FATE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Output only. Number of the attempt, counted from 1."""
+    adapter: _builtins.str
+    """Output only. Adapter."""
+    provider: _builtins.str
+    """Output only. Provider."""
+    model: _builtins.str
+    """Output only. Model, without the provider."""
+    fate: Global___AttemptFate.ValueType
+    """Output only. What came of it."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Output only. Tokens used; `estimated` when it was cut before the provider counted. Unset means none."""
+
+    @_builtins.property
+    def cost(self) -> _usage_pb2.Cost:
+        """Output only. Cost. Unset means unknown."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        adapter: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        fate: Global___AttemptFate.ValueType = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        cost: _usage_pb2.Cost | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "cost", b"cost", "fate", b"fate", "model", b"model", "provider", b"provider", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptUsage: _TypeAlias = AttemptUsage  # noqa: Y015
 
 @_typing.final
 class RouteDegraded(_message.Message):

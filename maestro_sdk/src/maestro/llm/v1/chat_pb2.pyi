@@ -744,6 +744,7 @@ class ChatResponse(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     SWITCHES_FIELD_NUMBER: _builtins.int
     PROVIDER_METADATA_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """Required. Identifier of the answer."""
     provider: _builtins.str
@@ -782,6 +783,10 @@ class ChatResponse(_message.Message):
     def provider_metadata(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.Struct]:
         """Optional. Raw facts of the provider, keyed by provider."""
 
+    @_builtins.property
+    def headroom(self) -> _usage_pb2.Headroom:
+        """Optional. What the provider's rate limits leave. An adapter tells it to the mesh, which takes it out: callers never see it."""
+
     def __init__(
         self,
         *,
@@ -798,10 +803,11 @@ class ChatResponse(_message.Message):
         warnings: _abc.Iterable[Global___Warning] | None = ...,
         switches: _abc.Iterable[Global___Switched] | None = ...,
         provider_metadata: _abc.Mapping[_builtins.str, _struct_pb2.Struct] | None = ...,
+        headroom: _usage_pb2.Headroom | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "headroom", b"headroom", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cost", b"cost", "finish_reason", b"finish_reason", "model", b"model", "parts", b"parts", "provider", b"provider", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "response_id", b"response_id", "stop_sequence", b"stop_sequence", "switches", b"switches", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cost", b"cost", "finish_reason", b"finish_reason", "headroom", b"headroom", "model", b"model", "parts", b"parts", "provider", b"provider", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "response_id", b"response_id", "stop_sequence", b"stop_sequence", "switches", b"switches", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1180,6 +1186,7 @@ class Finish(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     PROVIDER_METADATA_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Required. Why the model stopped."""
     raw_reason: _builtins.str
@@ -1198,6 +1205,10 @@ class Finish(_message.Message):
     def provider_metadata(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.Struct]:
         """Optional. Raw facts of the provider, keyed by provider."""
 
+    @_builtins.property
+    def headroom(self) -> _usage_pb2.Headroom:
+        """Optional. What the provider's rate limits leave. An adapter tells it to the mesh, which takes it out: callers never see it."""
+
     def __init__(
         self,
         *,
@@ -1207,10 +1218,11 @@ class Finish(_message.Message):
         usage: _usage_pb2.Usage | None = ...,
         cost: _usage_pb2.Cost | None = ...,
         provider_metadata: _abc.Mapping[_builtins.str, _struct_pb2.Struct] | None = ...,
+        headroom: _usage_pb2.Headroom | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "headroom", b"headroom", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "reason", b"reason", "stop_sequence", b"stop_sequence", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "headroom", b"headroom", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "reason", b"reason", "stop_sequence", b"stop_sequence", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,8 @@ class _FeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Feature.Value
     """Works on batches."""
     FEATURE_CHAT: _Feature.ValueType  # 21
     """Answers conversations."""
+    FEATURE_PREFILL: _Feature.ValueType  # 22
+    """Goes on with an assistant message that stands last, as if it had begun the message itself."""
 
 class Feature(_Feature, metaclass=_FeatureEnumTypeWrapper):
     """Names a capability of a model."""
@@ -118,6 +120,8 @@ FEATURE_BATCH: Feature.ValueType  # 20
 """Works on batches."""
 FEATURE_CHAT: Feature.ValueType  # 21
 """Answers conversations."""
+FEATURE_PREFILL: Feature.ValueType  # 22
+"""Goes on with an assistant message that stands last, as if it had begun the message itself."""
 Global___Feature: _TypeAlias = Feature  # noqa: Y015
 
 class _Support:

@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from maestro.llm.v1 import chat_pb2 as _chat_pb2
 from maestro.llm.v1 import error_pb2 as _error_pb2
 from maestro.llm.v1 import model_pb2 as _model_pb2
+from maestro.llm.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -44,6 +45,8 @@ class _BackendStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BackendS
     """Disabled by an operator."""
     BACKEND_STATE_DOWN: _BackendState.ValueType  # 6
     """The adapter is down or not ready."""
+    BACKEND_STATE_QUARANTINED: _BackendState.ValueType  # 7
+    """It broke the contract several times: not tried until `state_until`, or until an operator sets it ACTIVE."""
 
 class BackendState(_BackendState, metaclass=_BackendStateEnumTypeWrapper):
     """Names the state of a backend."""
@@ -62,7 +65,57 @@ BACKEND_STATE_DISABLED: BackendState.ValueType  # 5
 """Disabled by an operator."""
 BACKEND_STATE_DOWN: BackendState.ValueType  # 6
 """The adapter is down or not ready."""
+BACKEND_STATE_QUARANTINED: BackendState.ValueType  # 7
+"""It broke the contract several times: not tried until `state_until`, or until an operator sets it ACTIVE."""
 Global___BackendState: _TypeAlias = BackendState  # noqa: Y015
+
+class _Resume:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResumeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resume.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESUME_UNSPECIFIED: _Resume.ValueType  # 0
+    """Not said; means FAIL."""
+    RESUME_FAIL: _Resume.ValueType  # 1
+    """The stream ends with the error."""
+    RESUME_CONTINUE: _Resume.ValueType  # 2
+    """Another backend goes on with it where that is possible: never inside a tool call."""
+
+class Resume(_Resume, metaclass=_ResumeEnumTypeWrapper):
+    """Names what happens to an answer that fails after content was handed on."""
+
+RESUME_UNSPECIFIED: Resume.ValueType  # 0
+"""Not said; means FAIL."""
+RESUME_FAIL: Resume.ValueType  # 1
+"""The stream ends with the error."""
+RESUME_CONTINUE: Resume.ValueType  # 2
+"""Another backend goes on with it where that is possible: never inside a tool call."""
+Global___Resume: _TypeAlias = Resume  # noqa: Y015
+
+class _RouterLoss:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RouterLossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RouterLoss.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUTER_LOSS_UNSPECIFIED: _RouterLoss.ValueType  # 0
+    """Not said; means SERVE."""
+    ROUTER_LOSS_SERVE: _RouterLoss.ValueType  # 1
+    """The last table stays in force."""
+    ROUTER_LOSS_REFUSE: _RouterLoss.ValueType  # 2
+    """Requests are refused."""
+
+class RouterLoss(_RouterLoss, metaclass=_RouterLossEnumTypeWrapper):
+    """Names what happens while no router renews the table."""
+
+ROUTER_LOSS_UNSPECIFIED: RouterLoss.ValueType  # 0
+"""Not said; means SERVE."""
+ROUTER_LOSS_SERVE: RouterLoss.ValueType  # 1
+"""The last table stays in force."""
+ROUTER_LOSS_REFUSE: RouterLoss.ValueType  # 2
+"""Requests are refused."""
+Global___RouterLoss: _TypeAlias = RouterLoss  # noqa: Y015
 
 class _AdapterState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -80,6 +133,10 @@ class _AdapterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterS
     """Not reachable or not ready."""
     ADAPTER_STATE_INCOMPATIBLE: _AdapterState.ValueType  # 4
     """Serves no version of the contract that the mesh understands."""
+    ADAPTER_STATE_VERIFYING: _AdapterState.ValueType  # 5
+    """Announced itself and is being checked against the core of the conformance suite."""
+    ADAPTER_STATE_REFUSED: _AdapterState.ValueType  # 6
+    """Announced itself and failed the core of the conformance suite."""
 
 class AdapterState(_AdapterState, metaclass=_AdapterStateEnumTypeWrapper):
     """Names the state of an adapter."""
@@ -94,6 +151,10 @@ ADAPTER_STATE_DOWN: AdapterState.ValueType  # 3
 """Not reachable or not ready."""
 ADAPTER_STATE_INCOMPATIBLE: AdapterState.ValueType  # 4
 """Serves no version of the contract that the mesh understands."""
+ADAPTER_STATE_VERIFYING: AdapterState.ValueType  # 5
+"""Announced itself and is being checked against the core of the conformance suite."""
+ADAPTER_STATE_REFUSED: AdapterState.ValueType  # 6
+"""Announced itself and failed the core of the conformance suite."""
 Global___AdapterState: _TypeAlias = AdapterState  # noqa: Y015
 
 @_typing.final
@@ -192,6 +253,27 @@ class RouteTable(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ResidenciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Residency: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Residency | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
@@ -199,6 +281,7 @@ class RouteTable(_message.Message):
     BREAKER_FIELD_NUMBER: _builtins.int
     PINS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    RESIDENCIES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Required. Version, growing with every change."""
     @_builtins.property
@@ -225,6 +308,10 @@ class RouteTable(_message.Message):
     def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. What each alias stands for: a route, or a model as "provider/name". Every alias is one of the routes, too."""
 
+    @_builtins.property
+    def residencies(self) -> _containers.MessageMap[_builtins.str, Global___Residency]:
+        """Optional. Where requests of a tenant may be answered, by tenant. A tenant that is not listed may go anywhere."""
+
     def __init__(
         self,
         *,
@@ -235,14 +322,45 @@ class RouteTable(_message.Message):
         breaker: Global___BreakerPolicy | None = ...,
         pins: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         aliases: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        residencies: _abc.Mapping[_builtins.str, Global___Residency] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "backends", b"backends", "breaker", b"breaker", "pins", b"pins", "routes", b"routes", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "backends", b"backends", "breaker", b"breaker", "pins", b"pins", "residencies", b"residencies", "routes", b"routes", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouteTable: _TypeAlias = RouteTable  # noqa: Y015
+
+@_typing.final
+class Residency(_message.Message):
+    """Bounds where a tenant's requests may be answered. A backend has to fit each list that is not empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGIONS_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Regions; a backend whose regions are unknown, or that has another one, is never used."""
+
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Providers."""
+
+    def __init__(
+        self,
+        *,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["providers", b"providers", "regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Residency: _TypeAlias = Residency  # noqa: Y015
 
 @_typing.final
 class Backend(_message.Message):
@@ -259,6 +377,9 @@ class Backend(_message.Message):
     STATE_UNTIL_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     SERVING_SINCE_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
+    HEADROOM_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Required. Identifier: "adapter:provider/model"."""
     adapter: _builtins.str
@@ -287,6 +408,18 @@ class Backend(_message.Message):
         know is of the past. Unset means that it does not serve.
         """
 
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. All regions in which requests may be answered, in the operator's words, for example "eu". Empty means unknown."""
+
+    @_builtins.property
+    def headroom(self) -> _usage_pb2.Headroom:
+        """Optional. What the provider's rate limits leave, as it was told last. Unset means unknown."""
+
+    @_builtins.property
+    def headroom_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. Time at which `headroom` was told."""
+
     def __init__(
         self,
         *,
@@ -299,10 +432,13 @@ class Backend(_message.Message):
         state_until: _timestamp_pb2.Timestamp | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         serving_since: _timestamp_pb2.Timestamp | None = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        headroom: _usage_pb2.Headroom | None = ...,
+        headroom_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "serving_since", b"serving_since", "state_until", b"state_until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["headroom", b"headroom", "headroom_time", b"headroom_time", "model", b"model", "serving_since", b"serving_since", "state_until", b"state_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "address", b"address", "id", b"id", "model", b"model", "serving_since", b"serving_since", "state", b"state", "state_reason", b"state_reason", "state_until", b"state_until", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "address", b"address", "headroom", b"headroom", "headroom_time", b"headroom_time", "id", b"id", "model", b"model", "regions", b"regions", "serving_since", b"serving_since", "state", b"state", "state_reason", b"state_reason", "state_until", b"state_until", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,14 +461,33 @@ class Route(_message.Message):
     STRATEGIES_FIELD_NUMBER: _builtins.int
     MATCH_FIELD_NUMBER: _builtins.int
     EXPERIMENT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    FAILOVER_ON_FIELD_NUMBER: _builtins.int
+    FAILOVER_OFF_FIELD_NUMBER: _builtins.int
+    RETRY_SHARE_FIELD_NUMBER: _builtins.int
+    BACK_OFF_FIELD_NUMBER: _builtins.int
+    LONGEST_BACK_OFF_FIELD_NUMBER: _builtins.int
+    HEDGE_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    REQUIRE_NATIVE_FIELD_NUMBER: _builtins.int
+    ON_ROUTER_LOSS_FIELD_NUMBER: _builtins.int
+    ROUTER_LOSS_AFTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name; a request reaches the route by giving it as `model`."""
     strategy: _builtins.str
-    """Required. How the targets of a tier are ordered: "fallback", "weighted", "round_robin", "cost" or "performance"."""
+    """Required. How the targets of a tier are ordered: "fallback", "weighted", "round_robin", "cost", "performance" or "headroom"."""
     max_attempts: _builtins.int
     """Required. Most attempts for one request, at least 1."""
     quality: _builtins.str
     """Optional. Tag that a backend must have, so that a cheap or quick one is never a poor one. Empty means none."""
+    retry_share: _builtins.float
+    """Optional. Retries that a request adds to the budget of the route, 0 to 1. Unset means 0.2: one retry for five requests."""
+    resume: Global___Resume.ValueType
+    """Optional. What happens to an answer that fails after content was handed on. Unset means that it ends with the error."""
+    require_native: _builtins.bool
+    """Optional. True demands native features of every request: polyfills do not count."""
+    on_router_loss: Global___RouterLoss.ValueType
+    """Optional. What happens while no router renews the table. Unset means that its last version stays in force."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
         """Required. Models of the route, in the order in which "fallback" tries them."""
@@ -361,6 +516,34 @@ class Route(_message.Message):
     def experiment(self) -> Global___Experiment:
         """Optional. Experiment that sends a share of the requests elsewhere. Unset means none."""
 
+    @_builtins.property
+    def attempt_timeout(self) -> _duration_pb2.Duration:
+        """Optional. Time for one attempt as a whole. Unset means no limit but that of the request."""
+
+    @_builtins.property
+    def failover_on(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.ErrorReason.ValueType]:
+        """Optional. Errors after which another backend is tried even where the error itself does not ask for it."""
+
+    @_builtins.property
+    def failover_off(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.ErrorReason.ValueType]:
+        """Optional. Errors after which no other backend is tried."""
+
+    @_builtins.property
+    def back_off(self) -> _duration_pb2.Duration:
+        """Optional. Pause before the first retry; each further one is twice as long, with jitter. Unset means 50 ms."""
+
+    @_builtins.property
+    def longest_back_off(self) -> _duration_pb2.Duration:
+        """Optional. Longest pause before a retry, also where the provider asks for more. Unset means 2 s."""
+
+    @_builtins.property
+    def hedge(self) -> Global___Hedge:
+        """Optional. Second attempts for answers that are slow to begin. Unset means none."""
+
+    @_builtins.property
+    def router_loss_after(self) -> _duration_pb2.Duration:
+        """Optional. Age of the last sign of a router from which `on_router_loss` counts."""
+
     def __init__(
         self,
         *,
@@ -375,14 +558,55 @@ class Route(_message.Message):
         strategies: _abc.Iterable[_builtins.str] | None = ...,
         match: Global___Match | None = ...,
         experiment: Global___Experiment | None = ...,
+        attempt_timeout: _duration_pb2.Duration | None = ...,
+        failover_on: _abc.Iterable[_error_pb2.ErrorReason.ValueType] | None = ...,
+        failover_off: _abc.Iterable[_error_pb2.ErrorReason.ValueType] | None = ...,
+        retry_share: _builtins.float | None = ...,
+        back_off: _duration_pb2.Duration | None = ...,
+        longest_back_off: _duration_pb2.Duration | None = ...,
+        hedge: Global___Hedge | None = ...,
+        resume: Global___Resume.ValueType = ...,
+        require_native: _builtins.bool = ...,
+        on_router_loss: Global___RouterLoss.ValueType = ...,
+        router_loss_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "match", b"match", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "match", b"match", "max_attempts", b"max_attempts", "name", b"name", "quality", b"quality", "strategies", b"strategies", "strategy", b"strategy", "targets", b"targets", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "experiment", b"experiment", "failover_off", b"failover_off", "failover_on", b"failover_on", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "max_attempts", b"max_attempts", "name", b"name", "on_router_loss", b"on_router_loss", "quality", b"quality", "require_native", b"require_native", "resume", b"resume", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "strategies", b"strategies", "strategy", b"strategy", "targets", b"targets", "total_timeout", b"total_timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__retry_share: _TypeAlias = _typing.Literal["retry_share"]  # noqa: Y015
+    _WhichOneofArgType__retry_share: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_share) -> _WhichOneofReturnType__retry_share | None: ...
+
+Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
+class Hedge(_message.Message):
+    """Sets when a second backend is asked while the first one has not begun to answer. Who begins first answers; the other is cancelled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    MAX_EXTRA_FIELD_NUMBER: _builtins.int
+    max_extra: _builtins.float
+    """Required. Most that second attempts may add to what the route spends, by estimate, as a share from 0 to 1."""
+    @_builtins.property
+    def after(self) -> _duration_pb2.Duration:
+        """Optional. Time after which the second one is asked. Unset means the first one's own 95th percentile of late."""
+
+    def __init__(
+        self,
+        *,
+        after: _duration_pb2.Duration | None = ...,
+        max_extra: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "max_extra", b"max_extra"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Route: _TypeAlias = Route  # noqa: Y015
+Global___Hedge: _TypeAlias = Hedge  # noqa: Y015
 
 @_typing.final
 class Match(_message.Message):
@@ -612,21 +836,27 @@ class ReportRequest(_message.Message):
 
     REPORTER_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    OPENINGS_FIELD_NUMBER: _builtins.int
     reporter: _builtins.str
     """Required. Name of the reporter, for logs."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
         """Required. Outcomes, oldest first."""
 
+    @_builtins.property
+    def openings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Opening]:
+        """Optional. Breakers of the reporter that opened since its last report."""
+
     def __init__(
         self,
         *,
         reporter: _builtins.str = ...,
         outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        openings: _abc.Iterable[Global___Opening] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "reporter", b"reporter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["openings", b"openings", "outcomes", b"outcomes", "reporter", b"reporter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -645,6 +875,8 @@ class Outcome(_message.Message):
     FIRST_EVENT_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
+    BREACH_FIELD_NUMBER: _builtins.int
     backend_id: _builtins.str
     """Required. Backend."""
     reason: _error_pb2.ErrorReason.ValueType
@@ -653,6 +885,8 @@ class Outcome(_message.Message):
     """Required. True when the outcome speaks against the backend's health."""
     output_tokens: _builtins.int
     """Optional. Tokens produced."""
+    breach: _builtins.str
+    """Optional. How the adapter broke the contract, for example "events after finish". Empty means that it did not."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
         """Optional. Time after which the provider wants to be asked again. Unset means that it did not say."""
@@ -665,6 +899,10 @@ class Outcome(_message.Message):
     def duration(self) -> _duration_pb2.Duration:
         """Optional. Time of the whole attempt."""
 
+    @_builtins.property
+    def headroom(self) -> _usage_pb2.Headroom:
+        """Optional. What the provider's rate limits leave. Unset means that it did not say."""
+
     def __init__(
         self,
         *,
@@ -675,14 +913,48 @@ class Outcome(_message.Message):
         first_event: _duration_pb2.Duration | None = ...,
         duration: _duration_pb2.Duration | None = ...,
         output_tokens: _builtins.int = ...,
+        headroom: _usage_pb2.Headroom | None = ...,
+        breach: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "first_event", b"first_event", "retry_after", b"retry_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "first_event", b"first_event", "headroom", b"headroom", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend_id", b"backend_id", "counts_against_health", b"counts_against_health", "duration", b"duration", "first_event", b"first_event", "output_tokens", b"output_tokens", "reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend_id", b"backend_id", "breach", b"breach", "counts_against_health", b"counts_against_health", "duration", b"duration", "first_event", b"first_event", "headroom", b"headroom", "output_tokens", b"output_tokens", "reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+@_typing.final
+class Opening(_message.Message):
+    """Tells that the reporter's own breaker opened, so that everybody leaves the backend alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """Required. What it guards: a backend as "adapter:provider/model", or all models of an account as "adapter:provider"."""
+    reason: _builtins.str
+    """Required. Why, for a person."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Required. Time until which no call passes."""
+
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "scope", b"scope", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Opening: _TypeAlias = Opening  # noqa: Y015
 
 @_typing.final
 class ReportResponse(_message.Message):
@@ -981,6 +1253,48 @@ class ExplainResponse(_message.Message):
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
 
 @_typing.final
+class AdapterAnnouncement(_message.Message):
+    """Tells that an adapter is there. Adapters publish it on the NATS subject "maestro.adapters.announce" every few seconds, and when
+    somebody asks on "maestro.adapters.who".
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name under which it wants to be known; one that the configuration uses is not available."""
+    address: _builtins.str
+    """Required. Address as a gRPC target under which routers and gateways reach it."""
+    instance: _builtins.str
+    """Required. Identifier of the process; another one means that it was started anew."""
+    leaving: _builtins.bool
+    """Optional. True says goodbye."""
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Regions in which it answers, in the operator's words."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        leaving: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance", b"instance", "leaving", b"leaving", "name", b"name", "regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterAnnouncement: _TypeAlias = AdapterAnnouncement  # noqa: Y015
+
+@_typing.final
 class ListBackendsRequest(_message.Message):
     """Asks for backends."""
 
@@ -1053,6 +1367,7 @@ class AdapterStatus(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name in the configuration."""
     address: _builtins.str
@@ -1065,6 +1380,8 @@ class AdapterStatus(_message.Message):
     """Optional. Version of the adapter."""
     models: _builtins.int
     """Required. Number of its models."""
+    announced: _builtins.bool
+    """Required. True when it joined by announcement, false when the configuration names it."""
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Providers that it serves."""
@@ -1079,10 +1396,11 @@ class AdapterStatus(_message.Message):
         version: _builtins.str = ...,
         providers: _abc.Iterable[_builtins.str] | None = ...,
         models: _builtins.int = ...,
+        announced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "models", b"models", "name", b"name", "providers", b"providers", "reason", b"reason", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "announced", b"announced", "models", b"models", "name", b"name", "providers", b"providers", "reason", b"reason", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1101,7 +1419,7 @@ class SetBackendStateRequest(_message.Message):
     backend_id: _builtins.str
     """Required. Backend."""
     state: Global___BackendState.ValueType
-    """Required. State: ACTIVE, DRAINING or DISABLED."""
+    """Required. State: ACTIVE, which also closes its breaker and ends its quarantine, DRAINING or DISABLED."""
     reason: _builtins.str
     """Optional. Why, for the log and the event."""
     request_id: _builtins.str

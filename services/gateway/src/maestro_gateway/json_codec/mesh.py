@@ -13,8 +13,8 @@ from maestro_gateway.json_codec.decoder import short_names
 from maestro_gateway.json_codec.encoder import plain
 from maestro_sdk.errors import MaestroError, to_json
 from maestro_sdk.mesh.breaker import State
+from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import Needs, unmask
-from maestro_sdk.mesh.plan import LocalState
 from maestro_sdk.mesh.table import Backend, Table
 
 _FEATURES = short_names(Feature.DESCRIPTOR)
