@@ -280,7 +280,9 @@ def from_status(status: status_pb2.Status) -> MaestroError:
         if cls is RateLimited and "message larger than max" in status.message:
             # gRPC's own bound on messages shares its code with rate limits; waiting would not help.
             cls = TooLarge
-        return cls(status.message or code.name, retry_after=retry_after, violations=violations)
+        # Nobody of the mesh said this: the peer was not reached, or something between broke.
+        origin = {"origin": "transport"}
+        return cls(status.message or code.name, retry_after=retry_after, violations=violations, metadata=origin)
     metadata = dict(info.metadata)
     verdicts = {
         name: metadata.pop(name) == "true"

@@ -92,7 +92,7 @@ async def mesh(*providers: ScriptedProvider, **limits: Any) -> AsyncGenerator[Me
             backends.append(backend(described.provider, described, address))
         targets = [(found.model.id, 1.0) for found in backends]
         source = Source(compile_table(message(backends, {"default": targets}, **limits)))
-        source.local.adopt(source.table)
+        source.local.adopt(source.table, time.time())
         remote = Backends()
         stack.push_async_callback(remote.close)
         failures: list[Attempt] = []

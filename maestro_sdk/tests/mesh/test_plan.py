@@ -94,11 +94,11 @@ def test_an_adapter_that_was_started_anew_gets_a_new_breaker() -> None:
         serving.serving_since.seconds = since
         return table([serving], {"default": [("p/a", 1)]})
 
-    local.adopt(told(100))
+    local.adopt(told(100), NOW)
     local.breaker("a:p/a").fail(NOW, ErrorReason.ERROR_REASON_PROVIDER_QUOTA, counts=True)
-    local.adopt(told(100))
+    local.adopt(told(100), NOW)
     assert not local.breaker("a:p/a").admits(NOW)
-    local.adopt(told(200))
+    local.adopt(told(200), NOW)
     assert local.breaker("a:p/a").admits(NOW)
 
 
@@ -129,7 +129,7 @@ def test_an_open_breaker_of_the_table_is_tried_again_after_its_time() -> None:
 
 def test_a_local_breaker_counts_too() -> None:
     local = LocalState()
-    local.adopt(mesh())
+    local.adopt(mesh(), NOW)
     for _ in range(5):
         local.breaker("claude:anthropic/sonnet").fail(NOW, ErrorReason.ERROR_REASON_UPSTREAM_ERROR, counts=True)
     decision = plan(Needs(""), mesh(), local, NOW, half)

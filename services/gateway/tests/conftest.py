@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -180,7 +181,7 @@ async def _running(
         described = tables.message(backends, routes, **limits)
         described.aliases["first"] = "p0/model"
         source = Source(compile_table(described))
-        source.local.adopt(source.table)
+        source.local.adopt(source.table, time.time())
         channels = Backends()
         published: list[Event] = []
         mesh = Mesh(

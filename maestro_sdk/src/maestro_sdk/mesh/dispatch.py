@@ -178,14 +178,13 @@ class Dispatcher:
             error = trail.attempts[-1].error if trail.attempts else None
             if isinstance(error, ContextTooLong) and backend.window <= trail.attempts[-1].backend.window:
                 continue
-            breaker = local.breaker(backend.id)
-            if not breaker.admits(time.time()):
+            if local.bars(backend, time.time()):
                 continue
             number += 1
             attempt = Attempt(backend, number, time.monotonic())
             trail.attempts.append(attempt)
             local.load.in_flight[backend.id] = local.load.in_flight.get(backend.id, 0) + 1
-            breaker.begin(time.time())
+            local.begin(backend, time.time())
             yield attempt
             # Still here: the attempt failed in a way that allows another one.
             if not queue and number < most and (again := self._recoverable(trail.attempts)):
@@ -219,7 +218,7 @@ class Dispatcher:
 
     def _succeed(self, attempt: Attempt, output_tokens: int) -> None:
         local, now = self._source.local, time.time()
-        local.breaker(attempt.backend.id).succeed(now)
+        local.succeed(attempt.backend, now)
         begun = attempt.begun
         local.observe(attempt.backend.id, attempt.first_event - begun, attempt.ended - begun, output_tokens, now)
         self._source.report(_outcome(attempt, output_tokens))
@@ -237,8 +236,7 @@ class Dispatcher:
         error.metadata.setdefault("provider", attempt.backend.provider)
         error.metadata.setdefault("model", attempt.backend.model)
         attempt.ended = time.monotonic()
-        breaker = self._source.local.breaker(attempt.backend.id)
-        breaker.fail(time.time(), error.reason_value, counts=error.counts_against_health, retry_after=error.retry_after)
+        self._source.local.fail(attempt.backend, error, time.time())
         self._source.report(_outcome(attempt, 0))
         if self._on_failure is not None:
             self._on_failure(attempt)
@@ -255,7 +253,7 @@ class Dispatcher:
             attempt.ended = time.monotonic()
             if attempt.error is None:
                 # The caller left, or success is being noted next: either way no trial call stays open.
-                local.breaker(attempt.backend.id).abandon()
+                local.abandon(attempt.backend)
 
     def _exhausted(self, needs: Needs, trail: Trail) -> MaestroError:
         error = trail.attempts[-1].error if trail.attempts else None

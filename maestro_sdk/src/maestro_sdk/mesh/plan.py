@@ -11,7 +11,6 @@ from difflib import get_close_matches
 
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.errors import CapabilityUnavailable, ContextTooLong, InvalidRequest, MaestroError, NoBackend, NotFound
-from maestro_sdk.mesh.breaker import State
 from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import Needs, feature_names, unmask
 from maestro_sdk.mesh.strategy import STRATEGIES, Choice, Ranked, draw_variant, estimate, rank
@@ -272,11 +271,9 @@ def _judge(entry: Entry, terms: _Terms, cost: float | None, local: LocalState, n
             return Dropped(backend, f"breaker open: {backend.state_reason}", lasting=False, until=backend.until)
         case _:
             pass
-    breaker = local.breaker(backend.id)
-    if not breaker.admits(now):
-        if breaker.state(now) is State.OPEN:
-            return Dropped(backend, f"breaker open here: {breaker.reason}", lasting=False, until=breaker.until)
-        return Dropped(backend, "breaker half open here, a trial call is under way", lasting=False)
+    if barred := local.bars(backend, now):
+        reason, until = barred
+        return Dropped(backend, reason, lasting=False, until=until)
     return None
 
 

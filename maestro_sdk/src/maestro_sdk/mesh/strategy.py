@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
+from maestro.llm.v1.usage_pb2 import Headroom
 from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.pace import Pace
 from maestro_sdk.mesh.table import Backend
@@ -41,6 +42,8 @@ class Load:
 
     in_flight: MutableMapping[str, int] = field(default_factory=dict[str, int])
     paces: MutableMapping[str, Pace] = field(default_factory=dict[str, Pace])
+    headrooms: MutableMapping[str, tuple[Headroom, float]] = field(default_factory=dict[str, tuple[Headroom, float]])
+    """By backend: what the provider's rate limits left, and when it was told in Unix time."""
     turns: MutableMapping[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
     """By route and tier: how often it was asked, for round robin."""
 

@@ -86,7 +86,7 @@ class RouteWatcher:
         """Makes `message` the table in force."""
         self.message = message
         self.table = compile_table(message)
-        self.local.adopt(self.table)
+        self.local.adopt(self.table, time.time())
         self._changed.set()
 
     async def _watch(self) -> None:

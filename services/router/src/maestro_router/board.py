@@ -115,7 +115,7 @@ class Board:
         self._version += 1
         self.message = compile_routes(self._config, self._adapters, self._breakers, self._overrides, self._version, now)
         self.table = compile_table(self.message)
-        self.local.adopt(self.table)
+        self.local.adopt(self.table, now)
         self._arm(now)
         self._next.set()
         self._next = asyncio.Event()
