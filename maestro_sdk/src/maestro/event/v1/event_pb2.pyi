@@ -588,6 +588,7 @@ class RequestStarted(_message.Message):
     PERSONA_FIELD_NUMBER: _builtins.int
     SKILL_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -602,6 +603,8 @@ class RequestStarted(_message.Message):
     """Output only. Skill that is asked for. Empty means none."""
     job_id: _builtins.str
     """Output only. Job that the request is an item of. Empty means none."""
+    key_id: _builtins.str
+    """Output only. Identifier of the key, or of the subject of a token, that the request was made with; never the key itself."""
     def __init__(
         self,
         *,
@@ -612,10 +615,11 @@ class RequestStarted(_message.Message):
         persona: _builtins.str = ...,
         skill: _builtins.str = ...,
         job_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "operation", b"operation", "persona", b"persona", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill", "streamed", b"streamed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "key_id", b"key_id", "operation", b"operation", "persona", b"persona", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill", "streamed", b"streamed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,6 +653,7 @@ class RequestCompleted(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     ATTEMPT_USAGES_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -681,6 +686,8 @@ class RequestCompleted(_message.Message):
     """Output only. Skill that was asked for. Empty means none."""
     job_id: _builtins.str
     """Output only. Job that the request is an item of. Empty means none."""
+    key_id: _builtins.str
+    """Output only. Identifier of the key, or of the subject of a token, that the request was made with; never the key itself."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Output only. Tokens used in all."""
@@ -732,10 +739,11 @@ class RequestCompleted(_message.Message):
         job_id: _builtins.str = ...,
         decision: _router_pb2.Decision | None = ...,
         attempt_usages: _abc.Iterable[Global___AttemptUsage] | None = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "decision", b"decision", "latency", b"latency", "time_to_first_content", b"time_to_first_content", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "experiment", b"experiment", "finish_reason", b"finish_reason", "job_id", b"job_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "time_to_first_content", b"time_to_first_content", "usage", b"usage", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "experiment", b"experiment", "finish_reason", b"finish_reason", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "time_to_first_content", b"time_to_first_content", "usage", b"usage", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,6 +773,7 @@ class RequestFailed(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     ATTEMPT_USAGES_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -789,6 +798,8 @@ class RequestFailed(_message.Message):
     """Output only. Skill that was asked for. Empty means none."""
     job_id: _builtins.str
     """Output only. Job that the request is an item of. Empty means none."""
+    key_id: _builtins.str
+    """Output only. Identifier of the key, or of the subject of a token, that the request was made with; never the key itself."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Output only. Error of the last attempt; CANCELLED when the caller went away."""
@@ -834,10 +845,11 @@ class RequestFailed(_message.Message):
         job_id: _builtins.str = ...,
         decision: _router_pb2.Decision | None = ...,
         attempt_usages: _abc.Iterable[Global___AttemptUsage] | None = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "decision", b"decision", "failure", b"failure", "latency", b"latency", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "failure", b"failure", "job_id", b"job_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -914,7 +926,7 @@ class BackendOpened(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     backend_id: _builtins.str
-    """Output only. Backend: "adapter:provider/model"."""
+    """Output only. Backend: "adapter:provider/model", or all models of an account: "adapter:provider"."""
     why: _builtins.str
     """Output only. Why, for example "5 failures in a row"."""
     failures: _builtins.int
@@ -956,7 +968,7 @@ class BackendHalfOpen(_message.Message):
     BACKEND_ID_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
     backend_id: _builtins.str
-    """Output only. Backend: "adapter:provider/model"."""
+    """Output only. Backend: "adapter:provider/model", or all models of an account: "adapter:provider"."""
     probes: _builtins.int
     """Output only. Calls that it lets through."""
     def __init__(
@@ -983,7 +995,7 @@ class BackendClosed(_message.Message):
     WHY_FIELD_NUMBER: _builtins.int
     OPEN_TIME_FIELD_NUMBER: _builtins.int
     backend_id: _builtins.str
-    """Output only. Backend: "adapter:provider/model"."""
+    """Output only. Backend: "adapter:provider/model", or all models of an account: "adapter:provider"."""
     why: _builtins.str
     """Output only. Why, for example "probes succeeded"."""
     @_builtins.property

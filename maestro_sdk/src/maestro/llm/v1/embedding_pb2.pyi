@@ -132,7 +132,9 @@ class EmbedRequest(_message.Message):
     """Optional. True turns what would be a warning (an unsupported parameter) into an error. Unset means warnings."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
-        """Required. Contents to embed, 1 to 2048. A list longer than the provider takes is split and joined again."""
+        """Required. Contents to embed, 1 to 8192. A list longer than the provider takes is split and joined again. Vectors come in one
+        message: more than 6,250,000 numbers, inputs times `dimensions` (3072 where unset), are refused with TOO_LARGE.
+        """
 
     @_builtins.property
     def routing(self) -> _chat_pb2.Routing:

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from maestro.llm.v1 import usage_pb2 as maestro_dot_llm_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amaestro/llm/v1/model.proto\x12\x0emaestro.llm.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1amaestro/llm/v1/usage.proto\"[\n\x11ListModelsRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"k\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x15.maestro.llm.v1.ModelR\x06models\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9e\x03\n\x05Model\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08provider\x18\x02 \x01(\tR\x08provider\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n\x06\x66\x61mily\x18\x04 \x01(\tR\x06\x66\x61mily\x12*\n\x0e\x63ontext_window\x18\x05 \x01(\x05H\x00R\rcontextWindow\x88\x01\x01\x12/\n\x11max_output_tokens\x18\x06 \x01(\x05H\x01R\x0fmaxOutputTokens\x88\x01\x01\x12+\n\x05price\x18\x07 \x01(\x0b\x32\x15.maestro.llm.v1.PriceR\x05price\x12:\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32\x1e.maestro.llm.v1.FeatureSupportR\x08\x66\x65\x61tures\x12\x18\n\x07retires\x18\t \x01(\tR\x07retires\x12\x12\n\x04tags\x18\n \x03(\tR\x04tags\x12 \n\x0b\x64\x65scription\x18\x0b \x01(\tR\x0b\x64\x65scriptionB\x11\n\x0f_context_windowB\x14\n\x12_max_output_tokens\"v\n\x0e\x46\x65\x61tureSupport\x12\x31\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0e\x32\x17.maestro.llm.v1.FeatureR\x07\x66\x65\x61ture\x12\x31\n\x07support\x18\x02 \x01(\x0e\x32\x17.maestro.llm.v1.SupportR\x07support\"\x10\n\x0eGetInfoRequest\"\xc0\x01\n\x0fGetInfoResponse\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12!\n\x0cspi_versions\x18\x03 \x03(\tR\x0bspiVersions\x12\x14\n\x05ready\x18\x04 \x01(\x08R\x05ready\x12(\n\x10not_ready_reason\x18\x05 \x01(\tR\x0enotReadyReason\x12\x1c\n\tproviders\x18\x06 \x03(\tR\tproviders*\xa4\x04\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x41TURE_STREAMING\x10\x01\x12\x19\n\x15\x46\x45\x41TURE_SYSTEM_PROMPT\x10\x02\x12\x11\n\rFEATURE_TOOLS\x10\x03\x12\x1a\n\x16\x46\x45\x41TURE_PARALLEL_TOOLS\x10\x04\x12\x17\n\x13\x46\x45\x41TURE_TOOL_CHOICE\x10\x05\x12\x1e\n\x1a\x46\x45\x41TURE_STREAMED_TOOL_ARGS\x10\x06\x12\x17\n\x13\x46\x45\x41TURE_JSON_SCHEMA\x10\x07\x12\x12\n\x0e\x46\x45\x41TURE_VISION\x10\x08\x12\x11\n\rFEATURE_AUDIO\x10\t\x12\x15\n\x11\x46\x45\x41TURE_DOCUMENTS\x10\n\x12\x15\n\x11\x46\x45\x41TURE_REASONING\x10\x0b\x12\x14\n\x10\x46\x45\x41TURE_LOGPROBS\x10\x0c\x12\x1a\n\x16\x46\x45\x41TURE_STOP_SEQUENCES\x10\r\x12\x10\n\x0c\x46\x45\x41TURE_SEED\x10\x0e\x12\x17\n\x13\x46\x45\x41TURE_TEMPERATURE\x10\x0f\x12\x1a\n\x16\x46\x45\x41TURE_PROMPT_CACHING\x10\x10\x12\x1a\n\x16\x46\x45\x41TURE_TOKEN_COUNTING\x10\x11\x12\x16\n\x12\x46\x45\x41TURE_EMBEDDINGS\x10\x12\x12\x11\n\rFEATURE_FILES\x10\x13\x12\x11\n\rFEATURE_BATCH\x10\x14\x12\x10\n\x0c\x46\x45\x41TURE_CHAT\x10\x15\x12\x13\n\x0f\x46\x45\x41TURE_PREFILL\x10\x16*`\n\x07Support\x12\x17\n\x13SUPPORT_UNSPECIFIED\x10\x00\x12\x12\n\x0eSUPPORT_NATIVE\x10\x01\x12\x16\n\x12SUPPORT_POLYFILLED\x10\x02\x12\x10\n\x0cSUPPORT_NONE\x10\x03\x32\xaf\x01\n\x0cModelService\x12S\n\nListModels\x12!.maestro.llm.v1.ListModelsRequest\x1a\".maestro.llm.v1.ListModelsResponse\x12J\n\x07GetInfo\x12\x1e.maestro.llm.v1.GetInfoRequest\x1a\x1f.maestro.llm.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amaestro/llm/v1/model.proto\x12\x0emaestro.llm.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaestro/llm/v1/usage.proto\"[\n\x11ListModelsRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"k\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x15.maestro.llm.v1.ModelR\x06models\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9e\x03\n\x05Model\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08provider\x18\x02 \x01(\tR\x08provider\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n\x06\x66\x61mily\x18\x04 \x01(\tR\x06\x66\x61mily\x12*\n\x0e\x63ontext_window\x18\x05 \x01(\x05H\x00R\rcontextWindow\x88\x01\x01\x12/\n\x11max_output_tokens\x18\x06 \x01(\x05H\x01R\x0fmaxOutputTokens\x88\x01\x01\x12+\n\x05price\x18\x07 \x01(\x0b\x32\x15.maestro.llm.v1.PriceR\x05price\x12:\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32\x1e.maestro.llm.v1.FeatureSupportR\x08\x66\x65\x61tures\x12\x18\n\x07retires\x18\t \x01(\tR\x07retires\x12\x12\n\x04tags\x18\n \x03(\tR\x04tags\x12 \n\x0b\x64\x65scription\x18\x0b \x01(\tR\x0b\x64\x65scriptionB\x11\n\x0f_context_windowB\x14\n\x12_max_output_tokens\"v\n\x0e\x46\x65\x61tureSupport\x12\x31\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0e\x32\x17.maestro.llm.v1.FeatureR\x07\x66\x65\x61ture\x12\x31\n\x07support\x18\x02 \x01(\x0e\x32\x17.maestro.llm.v1.SupportR\x07support\"\x10\n\x0eGetInfoRequest\"\xf6\x01\n\x0fGetInfoResponse\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12!\n\x0cspi_versions\x18\x03 \x03(\tR\x0bspiVersions\x12\x14\n\x05ready\x18\x04 \x01(\x08R\x05ready\x12(\n\x10not_ready_reason\x18\x05 \x01(\tR\x0enotReadyReason\x12\x1c\n\tproviders\x18\x06 \x03(\tR\tproviders\x12\x34\n\x07started\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07started*\xa4\x04\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x41TURE_STREAMING\x10\x01\x12\x19\n\x15\x46\x45\x41TURE_SYSTEM_PROMPT\x10\x02\x12\x11\n\rFEATURE_TOOLS\x10\x03\x12\x1a\n\x16\x46\x45\x41TURE_PARALLEL_TOOLS\x10\x04\x12\x17\n\x13\x46\x45\x41TURE_TOOL_CHOICE\x10\x05\x12\x1e\n\x1a\x46\x45\x41TURE_STREAMED_TOOL_ARGS\x10\x06\x12\x17\n\x13\x46\x45\x41TURE_JSON_SCHEMA\x10\x07\x12\x12\n\x0e\x46\x45\x41TURE_VISION\x10\x08\x12\x11\n\rFEATURE_AUDIO\x10\t\x12\x15\n\x11\x46\x45\x41TURE_DOCUMENTS\x10\n\x12\x15\n\x11\x46\x45\x41TURE_REASONING\x10\x0b\x12\x14\n\x10\x46\x45\x41TURE_LOGPROBS\x10\x0c\x12\x1a\n\x16\x46\x45\x41TURE_STOP_SEQUENCES\x10\r\x12\x10\n\x0c\x46\x45\x41TURE_SEED\x10\x0e\x12\x17\n\x13\x46\x45\x41TURE_TEMPERATURE\x10\x0f\x12\x1a\n\x16\x46\x45\x41TURE_PROMPT_CACHING\x10\x10\x12\x1a\n\x16\x46\x45\x41TURE_TOKEN_COUNTING\x10\x11\x12\x16\n\x12\x46\x45\x41TURE_EMBEDDINGS\x10\x12\x12\x11\n\rFEATURE_FILES\x10\x13\x12\x11\n\rFEATURE_BATCH\x10\x14\x12\x10\n\x0c\x46\x45\x41TURE_CHAT\x10\x15\x12\x13\n\x0f\x46\x45\x41TURE_PREFILL\x10\x16*`\n\x07Support\x12\x17\n\x13SUPPORT_UNSPECIFIED\x10\x00\x12\x12\n\x0eSUPPORT_NATIVE\x10\x01\x12\x16\n\x12SUPPORT_POLYFILLED\x10\x02\x12\x10\n\x0cSUPPORT_NONE\x10\x03\x32\xaf\x01\n\x0cModelService\x12S\n\nListModels\x12!.maestro.llm.v1.ListModelsRequest\x1a\".maestro.llm.v1.ListModelsResponse\x12J\n\x07GetInfo\x12\x1e.maestro.llm.v1.GetInfoRequest\x1a\x1f.maestro.llm.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
-  _globals['_FEATURE']._serialized_start=1056
-  _globals['_FEATURE']._serialized_end=1604
-  _globals['_SUPPORT']._serialized_start=1606
-  _globals['_SUPPORT']._serialized_end=1702
-  _globals['_LISTMODELSREQUEST']._serialized_start=103
-  _globals['_LISTMODELSREQUEST']._serialized_end=194
-  _globals['_LISTMODELSRESPONSE']._serialized_start=196
-  _globals['_LISTMODELSRESPONSE']._serialized_end=303
-  _globals['_MODEL']._serialized_start=306
-  _globals['_MODEL']._serialized_end=720
-  _globals['_FEATURESUPPORT']._serialized_start=722
-  _globals['_FEATURESUPPORT']._serialized_end=840
-  _globals['_GETINFOREQUEST']._serialized_start=842
-  _globals['_GETINFOREQUEST']._serialized_end=858
-  _globals['_GETINFORESPONSE']._serialized_start=861
-  _globals['_GETINFORESPONSE']._serialized_end=1053
-  _globals['_MODELSERVICE']._serialized_start=1705
-  _globals['_MODELSERVICE']._serialized_end=1880
+  _globals['_FEATURE']._serialized_start=1143
+  _globals['_FEATURE']._serialized_end=1691
+  _globals['_SUPPORT']._serialized_start=1693
+  _globals['_SUPPORT']._serialized_end=1789
+  _globals['_LISTMODELSREQUEST']._serialized_start=136
+  _globals['_LISTMODELSREQUEST']._serialized_end=227
+  _globals['_LISTMODELSRESPONSE']._serialized_start=229
+  _globals['_LISTMODELSRESPONSE']._serialized_end=336
+  _globals['_MODEL']._serialized_start=339
+  _globals['_MODEL']._serialized_end=753
+  _globals['_FEATURESUPPORT']._serialized_start=755
+  _globals['_FEATURESUPPORT']._serialized_end=873
+  _globals['_GETINFOREQUEST']._serialized_start=875
+  _globals['_GETINFOREQUEST']._serialized_end=891
+  _globals['_GETINFORESPONSE']._serialized_start=894
+  _globals['_GETINFORESPONSE']._serialized_end=1140
+  _globals['_MODELSERVICE']._serialized_start=1792
+  _globals['_MODELSERVICE']._serialized_end=1967
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from maestro.llm.v1 import usage_pb2 as _usage_pb2
@@ -336,6 +337,7 @@ class GetInfoResponse(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     NOT_READY_REASON_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name of the server, for example "adapter-openai"."""
     version: _builtins.str
@@ -352,6 +354,12 @@ class GetInfoResponse(_message.Message):
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Required. Providers that it serves."""
 
+    @_builtins.property
+    def started(self) -> _timestamp_pb2.Timestamp:
+        """Optional. Time at which it came up. Another time means that it was started anew, so that earlier troubles are over. Unset
+        means unknown.
+        """
+
     def __init__(
         self,
         *,
@@ -361,10 +369,11 @@ class GetInfoResponse(_message.Message):
         ready: _builtins.bool = ...,
         not_ready_reason: _builtins.str = ...,
         providers: _abc.Iterable[_builtins.str] | None = ...,
+        started: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "not_ready_reason", b"not_ready_reason", "providers", b"providers", "ready", b"ready", "spi_versions", b"spi_versions", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "not_ready_reason", b"not_ready_reason", "providers", b"providers", "ready", b"ready", "spi_versions", b"spi_versions", "started", b"started", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -380,6 +380,7 @@ class Backend(_message.Message):
     REGIONS_FIELD_NUMBER: _builtins.int
     HEADROOM_FIELD_NUMBER: _builtins.int
     HEADROOM_TIME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_WIDE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Required. Identifier: "adapter:provider/model"."""
     adapter: _builtins.str
@@ -390,6 +391,8 @@ class Backend(_message.Message):
     """Required. State."""
     state_reason: _builtins.str
     """Optional. Why it is in this state."""
+    account_wide: _builtins.bool
+    """Optional. True when `state` is that of the account: all models of the adapter and provider share its breaker."""
     @_builtins.property
     def model(self) -> _model_pb2.Model:
         """Required. The model as the adapter describes it."""
@@ -435,10 +438,11 @@ class Backend(_message.Message):
         regions: _abc.Iterable[_builtins.str] | None = ...,
         headroom: _usage_pb2.Headroom | None = ...,
         headroom_time: _timestamp_pb2.Timestamp | None = ...,
+        account_wide: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["headroom", b"headroom", "headroom_time", b"headroom_time", "model", b"model", "serving_since", b"serving_since", "state_until", b"state_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "address", b"address", "headroom", b"headroom", "headroom_time", b"headroom_time", "id", b"id", "model", b"model", "regions", b"regions", "serving_since", b"serving_since", "state", b"state", "state_reason", b"state_reason", "state_until", b"state_until", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_wide", b"account_wide", "adapter", b"adapter", "address", b"address", "headroom", b"headroom", "headroom_time", b"headroom_time", "id", b"id", "model", b"model", "regions", b"regions", "serving_since", b"serving_since", "state", b"state", "state_reason", b"state_reason", "state_until", b"state_until", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -449,6 +453,26 @@ class Route(_message.Message):
     """Maps requests to backends."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TierStrategiesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
@@ -472,10 +496,13 @@ class Route(_message.Message):
     REQUIRE_NATIVE_FIELD_NUMBER: _builtins.int
     ON_ROUTER_LOSS_FIELD_NUMBER: _builtins.int
     ROUTER_LOSS_AFTER_FIELD_NUMBER: _builtins.int
+    TIER_STRATEGIES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name; a request reaches the route by giving it as `model`."""
     strategy: _builtins.str
-    """Required. How the targets of a tier are ordered: "fallback", "weighted", "round_robin", "cost", "performance" or "headroom"."""
+    """Required. How the targets of a tier are ordered: "fallback", "weighted", "round_robin", "cost", "performance", "headroom" or
+    "capability".
+    """
     max_attempts: _builtins.int
     """Required. Most attempts for one request, at least 1."""
     quality: _builtins.str
@@ -544,6 +571,10 @@ class Route(_message.Message):
     def router_loss_after(self) -> _duration_pb2.Duration:
         """Optional. Age of the last sign of a router from which `on_router_loss` counts."""
 
+    @_builtins.property
+    def tier_strategies(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """Optional. Strategies of single tiers, by number of the tier. A tier that is not listed has `strategy`."""
+
     def __init__(
         self,
         *,
@@ -569,10 +600,11 @@ class Route(_message.Message):
         require_native: _builtins.bool = ...,
         on_router_loss: Global___RouterLoss.ValueType = ...,
         router_loss_after: _duration_pb2.Duration | None = ...,
+        tier_strategies: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "experiment", b"experiment", "failover_off", b"failover_off", "failover_on", b"failover_on", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "max_attempts", b"max_attempts", "name", b"name", "on_router_loss", b"on_router_loss", "quality", b"quality", "require_native", b"require_native", "resume", b"resume", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "strategies", b"strategies", "strategy", b"strategy", "targets", b"targets", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "experiment", b"experiment", "failover_off", b"failover_off", "failover_on", b"failover_on", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "max_attempts", b"max_attempts", "name", b"name", "on_router_loss", b"on_router_loss", "quality", b"quality", "require_native", b"require_native", "resume", b"resume", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "strategies", b"strategies", "strategy", b"strategy", "targets", b"targets", "tier_strategies", b"tier_strategies", "total_timeout", b"total_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_share: _TypeAlias = _typing.Literal["retry_share"]  # noqa: Y015
     _WhichOneofArgType__retry_share: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share"]  # noqa: Y015
@@ -933,10 +965,13 @@ class Opening(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
     """Required. What it guards: a backend as "adapter:provider/model", or all models of an account as "adapter:provider"."""
     reason: _builtins.str
     """Required. Why, for a person."""
+    waits: _builtins.bool
+    """Optional. True when the provider only asked to wait: afterwards all calls pass again, without trial calls."""
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
         """Required. Time until which no call passes."""
@@ -947,10 +982,11 @@ class Opening(_message.Message):
         scope: _builtins.str = ...,
         until: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
+        waits: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "scope", b"scope", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "scope", b"scope", "until", b"until", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1068,7 +1104,7 @@ class Decision(_message.Message):
     table_version: _builtins.int
     """Required. Version of the table."""
     strategy: _builtins.str
-    """Required. Strategy that ordered the backends."""
+    """Required. Strategy that ordered the backends, as "weighted; tier 1: cost" where single tiers have others."""
     experiment: _builtins.str
     """Output only. Experiment that the request takes part in. Empty means none."""
     variant: _builtins.str
