@@ -280,6 +280,9 @@ def from_status(status: status_pb2.Status) -> MaestroError:
         if cls is RateLimited and "message larger than max" in status.message:
             # gRPC's own bound on messages shares its code with rate limits; waiting would not help.
             cls = TooLarge
+        elif cls is Internal and "RST_STREAM" in status.message:
+            # What gRPC calls an internal error when a proxy's peer went away in the middle of a stream.
+            cls = StreamBroken
         # Nobody of the mesh said this: the peer was not reached, or something between broke.
         origin = {"origin": "transport"}
         return cls(status.message or code.name, retry_after=retry_after, violations=violations, metadata=origin)

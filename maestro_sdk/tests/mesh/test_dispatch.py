@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import aclosing
 
 import pytest
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest
+from maestro.llm.v1.chat_pb2 import ChatEvent
 from maestro.llm.v1.error_pb2 import ErrorReason
-from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.adapter.fold import fold
-from maestro_sdk.adapter.servicer import ChatServicer
 from maestro_sdk.errors import (
     ContextTooLong,
     InvalidRequest,
@@ -29,82 +24,14 @@ from maestro_sdk.errors import (
     Timeout,
     UpstreamError,
 )
-from maestro_sdk.mesh.backends import Backends
-from maestro_sdk.mesh.dispatch import Attempt, Dispatcher, Trail
-from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import needs_of
-from maestro_sdk.mesh.table import Table, compile_table
+from maestro_sdk.mesh.table import compile_table
+from maestro_sdk.mesh.trail import Trail
 from maestro_sdk.testing.scripted import Fault, ScriptedProvider, answer
-from maestro_sdk.testing.servers import free_port, serve
+from maestro_sdk.testing.servers import free_port
 from maestro_sdk.testing.tables import backend, message, model
 
-
-@dataclass
-class Source:
-    """A fixed table."""
-
-    table: Table
-    local: LocalState = field(default_factory=LocalState)
-    outcomes: list[pb.Outcome] = field(default_factory=list[pb.Outcome])
-
-    def report(self, outcome: pb.Outcome) -> None:
-        self.outcomes.append(outcome)
-
-
-@dataclass
-class Mesh:
-    """Scripted adapters under one route, and a dispatcher on them."""
-
-    providers: Sequence[ScriptedProvider]
-    source: Source
-    dispatcher: Dispatcher
-    failures: list[Attempt]
-    trail: Trail = field(default_factory=Trail)
-
-    async def stream(self, **arguments: Any) -> list[ChatEvent]:
-        request = ask()
-        batches = self.dispatcher.stream(request, needs_of(request, streaming=True), self.trail, **arguments)
-        return [event async for batch in batches for event in batch.events]
-
-    async def complete(self, **arguments: Any) -> Any:
-        request = ask()
-        return await self.dispatcher.complete(request, needs_of(request), self.trail, **arguments)
-
-
-def ask() -> ChatRequest:
-    return ChatRequest(messages=[Message(role=Role.ROLE_USER, parts=[Part(text=TextPart(text="hello"))])])
-
-
-def named(number: int, *pieces: str, window: int = 0, **options: Any) -> ScriptedProvider:
-    name = f"p{number}/m"
-    return ScriptedProvider(
-        answer(*(pieces or (f"I am {number}", ".")), model=name), models=[model(name, window=window)], **options
-    )
-
-
-@asynccontextmanager
-async def mesh(*providers: ScriptedProvider, **limits: Any) -> AsyncGenerator[Mesh]:
-    async with AsyncExitStack() as stack:
-        backends: list[pb.Backend] = []
-        for provider in providers:
-            address = await stack.enter_async_context(serve(ChatServicer(provider)))
-            described = (await provider.models())[0]
-            backends.append(backend(described.provider, described, address))
-        targets = [(found.model.id, 1.0) for found in backends]
-        source = Source(compile_table(message(backends, {"default": targets}, **limits)))
-        source.local.adopt(source.table, time.time())
-        remote = Backends()
-        stack.push_async_callback(remote.close)
-        failures: list[Attempt] = []
-        yield Mesh(providers, source, Dispatcher(source, remote, failures.append, dice=lambda: 0.0), failures)
-
-
-def text(events: Sequence[ChatEvent]) -> str:
-    return "".join(event.text.text for event in events)
-
-
-def kinds(events: Sequence[ChatEvent]) -> list[str | None]:
-    return [event.WhichOneof("kind") for event in events]
+from .dispatching import ask, kinds, mesh, named, text
 
 
 async def test_the_first_backend_answers() -> None:
@@ -172,12 +99,7 @@ async def test_after_content_it_ends_with_an_error_and_never_begins_again(
 @pytest.mark.parametrize("fault", [Fault.TWO_FINISHES, Fault.EVENTS_AFTER_FINISH])
 async def test_nothing_follows_a_finish(fault: Fault) -> None:
     async with mesh(named(1, fault=fault)) as m:
-        request = ask()
-        seen: list[ChatEvent] = []
-        with pytest.raises(StreamBroken):
-            async for batch in m.dispatcher.stream(request, needs_of(request), m.trail):
-                seen += batch.events
-        assert kinds(seen).count("finish") == 1
+        assert kinds(await m.stream()) == ["started", "text", "text", "finish"]
 
 
 @pytest.mark.parametrize("unary", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -186,6 +187,15 @@ def test_unknown_name_tells_what_is_known_and_what_is_similar() -> None:
     assert not caught.value.failover
 
 
+def test_of_very_many_names_only_some_are_told() -> None:
+    """They have to fit into the trailers of a call."""
+    many = table([backend("a", model(f"p/{'m' * 100}-{number}")) for number in range(500)], {})
+    with pytest.raises(NotFound) as caught:
+        plan(Needs("x"), many, LocalState(), NOW, half)
+    assert caught.value.message.endswith("and 468 more")
+    assert len(caught.value.metadata["known"].split(",")) == 32
+
+
 def test_a_bare_name_with_two_owners_asks_which() -> None:
     two = table([backend("openai", model("openai/gpt")), backend("azure", model("azure/gpt"))], {})
     with pytest.raises(InvalidRequest, match="openai/gpt, azure/gpt") as caught:
@@ -204,6 +214,19 @@ def test_refusal_names_what_is_missing_per_candidate() -> None:
     assert isinstance(error, CapabilityUnavailable)
     assert "claude:anthropic/sonnet: does not offer AUDIO" in error.message
     assert "openai:openai/gpt: does not offer VISION, AUDIO" in error.message
+
+
+def test_a_refusal_by_many_backends_fits_into_the_trailers_of_a_call() -> None:
+    many = [model(f"provider/model-with-a-long-name-{n}") for n in range(200)]
+    found = table([backend("adapter", each) for each in many], {"default": [(each.id, 1) for each in many]})
+    needs = Needs("", VISION | mask([Feature.FEATURE_AUDIO]))
+    decision = plan(needs, found, LocalState(), NOW, half)
+    error = refusal(decision, needs, NOW)
+    assert error.message.endswith("; and 184 more")
+    assert len(json.loads(error.metadata["candidates"])) == 16
+    # Twice, since gRPC has the text beside the details; 8 KiB is what its peers take at least.
+    assert len(error.message) * 2 + sum(map(len, error.metadata.values())) < 6000
+    assert len(decision.message().candidates) == 200
 
 
 def test_refusal_of_what_may_come_back_says_when() -> None:

@@ -18,8 +18,8 @@ from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.needs import Needs, hash_content, mask, needs_of
 from maestro_sdk.mesh.pace import Pace
 from maestro_sdk.mesh.plan import Plan, plan, refusal
-from maestro_sdk.mesh.strategy import STRATEGIES, draw_variant, estimate
-from maestro_sdk.mesh.table import Table, compile_table
+from maestro_sdk.mesh.strategy import draw_variant, estimate
+from maestro_sdk.mesh.table import STRATEGIES, Table, compile_table
 from maestro_sdk.testing.tables import backend, message, model
 
 NOW = 1_700_000_000.0
@@ -261,7 +261,7 @@ def test_a_request_may_choose_the_strategy() -> None:
 @pytest.mark.parametrize(
     ("asked", "allowed", "said"),
     [
-        ("luck", [], "'luck' is not one of fallback, weighted, round_robin, cost, performance"),
+        ("luck", [], f"'luck' is not one of {', '.join(STRATEGIES)}"),
         ("cost", ["fallback", "weighted"], "'cost' is not one of fallback, weighted"),
     ],
 )
@@ -379,7 +379,8 @@ def test_pins(pins: dict[str, str], needs: Needs, expected: list[str]) -> None:
     assert names(decision) == expected
     pinned = pins.get(needs.routing.persona) or pins.get("")
     if pinned:
-        assert {drop.reason for drop in decision.dropped} == {f"everything is pinned to {pinned}"}
+        whose = "persona dev" if needs.routing.persona == "dev" else "everything"
+        assert {drop.reason for drop in decision.dropped} == {f"{whose} is pinned to {pinned}"}
 
 
 def test_a_pin_does_not_pretend() -> None:
@@ -387,3 +388,8 @@ def test_a_pin_does_not_pretend() -> None:
     made.pins[""] = "b"
     needs = Needs("", mask([Feature.FEATURE_VISION]))
     assert isinstance(refusal(decide(compile_table(made), needs), needs, NOW), CapabilityUnavailable)
+
+
+def test_a_strategy_of_a_newer_router_is_read_as_fallback():
+    table = mesh("telepathy", ABC, lambda route: route.tier_strategies.update({0: "clairvoyance"}))
+    assert names(decide(table)) == ["a", "b", "c"]

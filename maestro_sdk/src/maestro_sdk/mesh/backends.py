@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Generator
+from typing import Any, Protocol
 
 import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, StreamChatResponse
+from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro_sdk.mesh.table import Backend, Table
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.validation import VALIDATED
@@ -14,6 +16,7 @@ from maestro_sdk.tracing import outgoing_metadata
 
 _CHAT = "/maestro.llm.v1.ChatService/Chat"
 _STREAM_CHAT = "/maestro.llm.v1.ChatService/StreamChat"
+_EMBED = "/maestro.llm.v1.EmbeddingService/Embed"
 
 
 class ChatCall(Protocol):
@@ -27,9 +30,33 @@ class ChatCall(Protocol):
         """Ends the call; the adapter closes the provider's socket."""
         ...
 
+    def done(self) -> bool:
+        """Whether its status is there: `read` gives it without waiting."""
+        ...
+
+
+class WholeCall(Protocol):
+    """A running unary call. Awaiting it gives the answer or raises `AioRpcError`; a cancelled wait cancels the call."""
+
+    def __await__(self) -> Generator[Any, None, ChatResponse]:
+        """The answer."""
+        ...
+
+    def cancel(self) -> bool:
+        """Ends the call; the adapter closes the provider's socket."""
+        ...
+
+
+class EmbedCall(Protocol):
+    """A running call for vectors; as a `WholeCall`."""
+
+    def __await__(self) -> Generator[Any, None, EmbedResponse]:
+        """The answer."""
+        ...
+
 
 class _Adapter:
-    __slots__ = ("channel", "chat", "stream_chat")
+    __slots__ = ("channel", "chat", "embed", "stream_chat")
 
     def __init__(self, address: str) -> None:
         self.channel = open_channel(address)
@@ -37,6 +64,7 @@ class _Adapter:
         self.stream_chat = self.channel.unary_stream(
             _STREAM_CHAT, ChatRequest.SerializeToString, StreamChatResponse.FromString
         )
+        self.embed = self.channel.unary_unary(_EMBED, EmbedRequest.SerializeToString, EmbedResponse.FromString)
 
 
 class Backends:
@@ -45,10 +73,10 @@ class Backends:
     def __init__(self) -> None:
         self._adapters: dict[str, _Adapter] = {}
 
-    async def chat(self, backend: Backend, request: ChatRequest, timeout: float | None) -> ChatResponse:
-        """The whole answer. Raises `grpc.aio.AioRpcError`; cancelling the awaiting task cancels the call."""
+    def chat(self, backend: Backend, request: ChatRequest, timeout: float | None) -> WholeCall:
+        """A running unary call."""
         adapter = self._adapters.get(backend.address) or self._connect(backend.address)
-        return await adapter.chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
+        return adapter.chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
 
     def stream_chat(self, backend: Backend, request: ChatRequest, timeout: float | None) -> ChatCall:
         """A running stream."""
@@ -58,6 +86,11 @@ class Backends:
     def channel(self, address: str) -> grpc.aio.Channel:
         """The channel to an adapter, for its other services."""
         return (self._adapters.get(address) or self._connect(address)).channel
+
+    def embed(self, backend: Backend, request: EmbedRequest, timeout: float | None) -> EmbedCall:
+        """A running call for vectors."""
+        adapter = self._adapters.get(backend.address) or self._connect(backend.address)
+        return adapter.embed(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
 
     async def forget(self, table: Table) -> None:
         """Closes channels to addresses that `table` no longer names, once their calls have ended."""

@@ -1,9 +1,10 @@
 """A circuit breaker as pure state: time comes in as an argument, so that tables of cases can test it.
 
 Closed: calls pass; it opens after a number of failures in a row, or when the share of failures in the window is too
-high and the window holds enough calls. Open: no call passes until a moment. Half open: a few calls try; one success
-closes it, one failure opens it again. Faults of the caller never reach it. Refused credentials and used-up quota open
-it at once and for long; a rate limit with a Retry-After holds calls back for just that time and is no failure.
+high and the window holds enough calls. Open: no call passes until a moment. Half open: a few trial calls pass; one
+success closes it, one failure opens it again. Faults of the caller never reach it. Refused credentials and used-up
+quota open it at once and for long; a rate limit with a Retry-After holds calls back for just that time and is no
+failure. What began before it opened says nothing about the time after, and changes nothing.
 """
 
 from __future__ import annotations
@@ -53,25 +54,41 @@ class BreakerPolicy:
 
 
 class Breaker:
-    """One breaker. Times are seconds of any steady clock, the same for all calls."""
+    """One breaker. Times are seconds of any clock, the same for all calls.
 
-    __slots__ = ("_buckets", "_policy", "_probes", "_row", "_state", "_until", "reason")
+    `began` is the `now` that the call's own `begin` was told. Without it a result counts as that of a trial call while
+    one is under way, and as one from before the opening while none is.
+    """
+
+    __slots__ = ("_buckets", "_policy", "_row", "_state", "_trials", "_until", "opened", "reason", "waits")
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
         self._state = State.CLOSED
         self._until = 0.0
         self._row = 0
-        self._probes = 0
+        # When the trial calls under way began. One that outlives the trial keeps its place until it ends.
+        self._trials: list[float] = []
         # Bucket number -> [calls, failures]; old ones are dropped as time goes on.
         self._buckets: dict[int, list[int]] = {}
+        self.opened = 0.0
+        """When it opened last; 0 for never."""
         self.reason = ""
-        """Why it is open, for a person."""
+        """Why it is not closed, for a person."""
+        self.waits = False
+        """Whether it is open only because the provider asked to wait: afterwards it is closed, without trial calls."""
 
     def state(self, now: float) -> State:
         """The state at `now`: an open breaker becomes half open when its time is over."""
-        if self._state is State.OPEN and now >= self._until:
-            return State.HALF_OPEN if self._row else State.CLOSED
+        if self._state is State.OPEN:
+            if now < self.opened:
+                # The clock was set back: what is left of the open time stays what it is.
+                self._until -= self.opened - now
+                self.opened = now
+            if now >= self._until:
+                self._state = State.CLOSED if self.waits else State.HALF_OPEN
+                if self._state is State.CLOSED:
+                    self.reason = ""
         return self._state
 
     @property
@@ -87,77 +104,129 @@ class Breaker:
             case State.OPEN:
                 return False
             case State.HALF_OPEN:
-                return self._probes < self._policy.half_open_calls
+                return len(self._trials) < self._policy.half_open_calls
 
     def begin(self, now: float) -> None:
         """A call starts."""
-        state = self.state(now)
-        if state is State.HALF_OPEN:
-            self._state = State.HALF_OPEN
-            self._probes += 1
-        elif state is State.CLOSED:
-            self._state = State.CLOSED
+        if self._state is not State.CLOSED and self.state(now) is State.HALF_OPEN:
+            self._trials.append(now)
 
-    def abandon(self) -> None:
+    def abandon(self, began: float | None = None) -> None:
         """A call ended without telling anything, since its caller left or was at fault."""
-        self._probes = max(0, self._probes - 1)
+        if self._trials:
+            self._end(began)
 
-    def succeed(self, now: float) -> None:
+    def succeed(self, now: float, began: float | None = None) -> None:
         """A call succeeded."""
+        if self._trials:
+            began = self._end(began)
         state = self.state(now)
-        if state is State.OPEN:
-            # A call that began before it opened says nothing about now.
+        if state is State.OPEN or self._late(began, state):
             return
         if state is State.HALF_OPEN:
-            self._close()
-        self._state = State.CLOSED
+            self.close()
         self._row = 0
-        self._probes = 0
         self._bucket(now)[0] += 1
 
     def fail(
-        self, now: float, reason: ErrorReason.ValueType, *, counts: bool, retry_after: float | None = None
+        self,
+        now: float,
+        reason: ErrorReason.ValueType,
+        *,
+        counts: bool,
+        retry_after: float | None = None,
+        began: float | None = None,
     ) -> None:
         """A call failed for `reason`; `counts` tells whether it speaks against the backend's health."""
+        if self._trials:
+            began = self._end(began)
+        state = self.state(now)
+        if state is State.OPEN:
+            return
         name = ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
         if reason == ErrorReason.ERROR_REASON_RATE_LIMITED:
-            self.abandon()
-            if retry_after and self.state(now) is not State.OPEN:
-                self._open(now + retry_after, f"{name}, retry after {retry_after:g} s")
+            # What it says of the time to come holds also when the call began long ago.
+            if retry_after:
+                self._open(now, retry_after, f"{name}, retry after {retry_after:g} s", waits=state is State.CLOSED)
             return
-        if not counts:
-            self.abandon()
+        if not counts or self._late(began, state):
             return
-        was_open = self._state is not State.CLOSED
         self._row += 1
         bucket = self._bucket(now)
         bucket[0] += 1
         bucket[1] += 1
-        if reason in _AT_ONCE:
-            self._open(now + (retry_after or self._policy.quota_open_time), name)
-            return
-        calls, failures = self._totals(now)
         policy = self._policy
-        if was_open:
-            self._open(now + max(policy.open_time, retry_after or 0.0), f"{name} while half open")
+        time = max(policy.open_time, retry_after or 0.0)
+        calls, failures = self._totals(now)
+        if reason in _AT_ONCE:
+            self._open(now, retry_after or policy.quota_open_time, name)
+        elif state is State.HALF_OPEN:
+            self._open(now, time, f"{name} while half open")
         elif self._row >= policy.consecutive_failures:
-            self._open(now + max(policy.open_time, retry_after or 0.0), f"{name}, {self._row} failures in a row")
+            self._open(now, time, f"{name}, {self._row} failures in a row")
         elif calls >= policy.minimum_calls and failures / calls >= policy.failure_ratio:
-            self._open(now + max(policy.open_time, retry_after or 0.0), f"{name}, {failures} of {calls} calls failed")
+            self._open(now, time, f"{name}, {failures} of {calls} calls failed")
 
-    def _open(self, until: float, reason: str) -> None:
-        self._state, self._until, self.reason = State.OPEN, until, reason
-        self._probes = 0
+    def hold(
+        self,
+        now: float,
+        until: float,
+        reason: str,
+        *,
+        opened: float | None = None,
+        waits: bool = False,
+        exact: bool = False,
+    ) -> None:
+        """Somebody else found the backend in trouble: no call passes until `until`, then trial calls.
 
-    def _close(self) -> None:
+        An opening that lasts longer stays, unless `exact`. `until` in the past makes a closed breaker half open.
+        """
+        state = self.state(now)
+        if until > now and (state is not State.OPEN or exact or until > self._until):
+            since = now if opened is None else min(opened, now)
+            self._open(since, until - since, reason, waits=waits)
+            # The sum may differ in its last digit, and others compare.
+            self._until = until
+        elif until <= now and state is State.CLOSED:
+            self._state, self._until, self.waits, self.reason = State.HALF_OPEN, until, False, reason
+
+    def close(self) -> None:
+        """It is well again, whoever found that out."""
+        self._state = State.CLOSED
+        self._row = 0
+        self._trials.clear()
         self._buckets.clear()
         self.reason = ""
+
+    def tune(self, policy: BreakerPolicy) -> None:
+        """Takes other limits: it counts anew, and what is open stays open for its time."""
+        self._policy = policy
+        self._row = 0
+        self._buckets.clear()
+
+    def _open(self, now: float, time: float, reason: str, *, waits: bool = False) -> None:
+        self._state, self.opened, self._until, self.reason = State.OPEN, now, now + time, reason
+        self.waits = waits
+        if not waits:
+            self._row = 0
+
+    def _late(self, began: float | None, state: State) -> bool:
+        """Whether a call began before the last opening."""
+        return state is State.HALF_OPEN if began is None else began < self.opened
+
+    def _end(self, began: float | None) -> float | None:
+        """Frees the place of a trial call; returns when the call began, None for unknown."""
+        if began is None:
+            return self._trials.pop(0) if self._state is State.HALF_OPEN else None
+        if began in self._trials:
+            self._trials.remove(began)
+        return began
 
     def _bucket(self, now: float) -> list[int]:
         number = int(now * _BUCKETS / self._policy.window)
         bucket = self._buckets.get(number)
         if bucket is None:
-            for old in [key for key in self._buckets if key <= number - _BUCKETS]:
+            for old in [key for key in self._buckets if key <= number - _BUCKETS or key > number]:
                 del self._buckets[old]
             bucket = self._buckets[number] = [0, 0]
         return bucket

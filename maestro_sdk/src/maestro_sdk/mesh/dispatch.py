@@ -1,83 +1,40 @@
 """Tries the planned backends in order until one answers: the only place in the mesh that retries.
 
 Before the first content event was handed on, anything that another backend may do better falls over invisibly. From
-then on the answer belongs to one backend: a failure ends it with an error, never with a clean end or a new beginning.
+then on the answer belongs to one backend: a failure ends it with an error, never with a clean end or a new beginning,
+unless the route says `resume: continue`; then the next backend goes on where it stopped. Once `finish` was handed on
+the answer is a success, whatever its adapter still sends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable
+from time import monotonic
+from typing import TypeVar
 
 import grpc
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, Finish, StreamChatResponse
-from maestro.llm.v1.usage_pb2 import Usage
-from maestro.router.v1.router_pb2 import Outcome
-from maestro_sdk.errors import (
-    Cancelled,
-    ContextTooLong,
-    MaestroError,
-    StreamBroken,
-    Timeout,
-    from_rpc_error,
-)
-from maestro_sdk.mesh.backends import Backends, ChatCall
-from maestro_sdk.mesh.local import LocalState
+from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Finish, StreamChatResponse
+from maestro_sdk.errors import from_rpc_error
+from maestro_sdk.mesh.attempts import Attempts, RetryBudget, TableSource
+from maestro_sdk.mesh.backends import Backends
+from maestro_sdk.mesh.course import AFTER_FINISH, ERROR_AFTER_FINISH, NO_END, TWO_FINISHES, take_headroom
+from maestro_sdk.mesh.handover import Relay, mark_cut
+from maestro_sdk.mesh.hedge import ENDS, HedgeBudget, Race
+from maestro_sdk.mesh.legs import StreamLeg, WholeLeg
 from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.plan import Plan, plan, refusal
-from maestro_sdk.mesh.table import Backend, Route, Table
+from maestro_sdk.mesh.trail import Attempt, Trail
 
-# Events that may be held back until content comes: showing them commits to nothing.
-_PREFACE = frozenset({"started", "usage", "warning"})
-_BACK_OFF = 0.05
-_LONGEST_WAIT = 2.0
-_RETRY_SHARE = 0.2
-_RETRY_RESERVE = 10.0
+__all__ = ["Dispatcher", "TableSource"]
 
+_Asked = TypeVar("_Asked")
 
-@dataclass(slots=True)
-class Attempt:
-    """One try at one backend. Times are of the monotonic clock in seconds; `error` stays unset when it succeeds."""
-
-    backend: Backend
-    number: int
-    begun: float
-    first_event: float = 0.0
-    ended: float = 0.0
-    error: MaestroError | None = None
-
-
-@dataclass(slots=True)
-class Trail:
-    """What happened to one request, for accounting. `usage` is the latest that the answer told, `finish` its end."""
-
-    begun: float = field(default_factory=time.monotonic)
-    plan: Plan | None = None
-    attempts: list[Attempt] = field(default_factory=list[Attempt])
-    usage: Usage | None = None
-    finish: Finish | None = None
-    first_content: float = 0.0
-
-    @property
-    def backend(self) -> Backend | None:
-        """The backend of the last attempt."""
-        return self.attempts[-1].backend if self.attempts else None
-
-
-class TableSource(Protocol):
-    """Where the dispatcher finds the table in force and this process's own state: a `RouteWatcher`."""
-
-    table: Table
-    local: LocalState
-
-    def report(self, outcome: Outcome) -> None:
-        """Takes the outcome of an attempt."""
-        ...
+_NEVER = math.inf
 
 
 class Dispatcher:
@@ -89,40 +46,50 @@ class Dispatcher:
         backends: Backends,
         on_failure: Callable[[Attempt], None] | None = None,
         dice: Callable[[], float] = random.random,
+        last_words: float = 2.0,
     ) -> None:
-        """`on_failure` is told each failed attempt at once; `dice` gives numbers in [0, 1)."""
+        """`on_failure` is told each failed attempt at once; `dice` gives numbers in [0, 1).
+
+        `last_words` are the seconds after `finish` within which a call has to end; its caller does not wait for that.
+        """
         self._source = source
         self._backends = backends
         self._on_failure = on_failure
         self._dice = dice
-        self._retries = _RETRY_RESERVE
+        self._last_words = last_words
+        self._retries = RetryBudget()
+        self._hedges = HedgeBudget()
+        self.endings: set[asyncio.Task[None]] = set()
+        """Calls whose answer is whole and whose own end is still awaited, for a moment."""
 
     async def complete(
         self, request: ChatRequest, needs: Needs, trail: Trail, deadline: float | None = None
     ) -> ChatResponse:
         """The whole answer; `deadline` is of the monotonic clock. Raises the last error, with what was tried."""
-        route, deadline = self._begin(needs, trail, deadline)
-        async for attempt in self._attempts(route, trail, deadline):
-            try:
-                request.model = attempt.backend.model
-                # The whole answer of a unary call is its first event.
-                timeout = _least(deadline, attempt.begun, 0.0)
-                response = await self._backends.chat(attempt.backend, request, timeout)
-            except grpc.aio.AioRpcError as error:
-                self._fail(attempt, trail, from_rpc_error(error), deadline)
-                continue
-            finally:
-                self._end(attempt)
-            response.attempt = attempt.number
-            _expose(trail.plan, response)
-            attempt.first_event = trail.first_content = attempt.ended
-            trail.usage = response.usage
-            trail.finish = Finish(reason=response.finish_reason, usage=response.usage)
-            if response.HasField("cost"):
-                trail.finish.cost.CopyFrom(response.cost)
-            self._succeed(attempt, response.usage.output_tokens)
-            return response
-        raise self._exhausted(needs, trail)
+        run = self._begin(needs, trail, deadline, streamed=False)
+
+        def ask(attempt: Attempt) -> WholeLeg:
+            request.model = attempt.backend.model
+            return WholeLeg(attempt, self._backends.chat(attempt.backend, request, run.timeout(attempt)))
+
+        try:
+            while (attempt := await run.next()) is not None:
+                leg = ask(attempt)
+                if (after := self._patience(run, attempt)) is not None:
+                    won = await Race(run, leg, lambda: self._second(run, ask), WholeLeg.head).run(after)
+                    if won is None:
+                        continue
+                    return _conclude(run, won[0].attempt, won[1])
+                try:
+                    response = await leg.head()
+                except ENDS as error:
+                    leg.cancel()
+                    run.fail(attempt, leg.verdict(error))
+                    continue
+                return _conclude(run, attempt, response)
+        finally:
+            run.close()
+        raise run.exhausted()
 
     async def stream(
         self, request: ChatRequest, needs: Needs, trail: Trail, deadline: float | None = None
@@ -131,281 +98,180 @@ class Dispatcher:
 
         Raises the error of the last attempt; after content was handed on, its metadata says `after_content`.
         """
-        route, deadline = self._begin(needs, trail, deadline)
-        async for attempt in self._attempts(route, trail, deadline):
-            request.model = attempt.backend.model
-            call = self._backends.stream_chat(attempt.backend, request, _least(deadline, attempt.begun, 0.0))
-            watch = _Watch(call, route.policy.first_event_timeout, route.policy.idle_timeout)
-            course = _Course(attempt, trail)
-            try:
-                while isinstance(message := await call.read(), StreamChatResponse):
-                    if message.events:
-                        watch.touch()
-                        if batch := course.take(message, watch.last):
-                            yield batch
-                course.close()
-            except (grpc.aio.AioRpcError, StreamBroken, asyncio.CancelledError) as error:
-                self._fail(attempt, trail, _verdict(error, watch), deadline, committed=course.committed)
-                continue
-            finally:
-                watch.stop()
-                if not course.finished:
-                    call.cancel()
-                self._end(attempt)
-            self._succeed(attempt, trail.usage.output_tokens if trail.usage else 0)
-            return
-        raise self._exhausted(needs, trail)
+        run = self._begin(needs, trail, deadline, streamed=True)
+        relay = Relay(request, trail) if run.policy.resumes else None
+        # Set once another backend may go on with what the caller has.
+        heir: Relay | None = None
+        obstacle = ""
 
-    def _begin(self, needs: Needs, trail: Trail, deadline: float | None) -> tuple[Route, float | None]:
+        def ask(attempt: Attempt) -> StreamLeg:
+            asked = request if heir is None else heir.follow(attempt)
+            asked.model = attempt.backend.model
+            call = self._backends.stream_chat(attempt.backend, asked, run.timeout(attempt))
+            return StreamLeg(attempt, call, run.policy)
+
+        try:
+            while (attempt := await run.next(heir.fits if heir is not None else None)) is not None:
+                if (led := await self._lead(run, ask(attempt), ask, alone=heir is not None)) is None:
+                    continue
+                leg, batch = led
+                course, silence, read, look = leg.course, leg.silence, leg.call.read, leg.course.look
+                if not trail.first_content:
+                    trail.first_content, trail.answering = leg.attempt.first_content, leg.attempt
+                try:
+                    while True:
+                        shown = batch if relay is None and course.finish is None else _show(run, leg, relay, batch)
+                        if shown is not None:
+                            silence.since = _NEVER
+                            yield shown
+                            if course.finish is not None:
+                                return
+                            silence.since = monotonic()
+                        while isinstance(batch := await read(), StreamChatResponse):
+                            if look(batch) or batch.events:
+                                break
+                        else:
+                            raise course.end()
+                except ENDS as error:
+                    failure = run.fail(leg.attempt, leg.verdict(error))
+                    obstacle = relay.obstacle() if relay is not None and run.fails_over(failure) else ""
+                    heir = relay if run.fails_over(failure) and not obstacle else None
+                    if heir is None:
+                        run.final = failure
+                finally:
+                    await self._leave(run, leg)
+        finally:
+            run.close()
+        error = run.exhausted()
+        if trail.first_content:
+            if heir is not None and run.final is None:
+                obstacle = "none is left that may be asked"
+            mark_cut(error, obstacle)
+        raise error
+
+    async def _lead(
+        self, run: Attempts, leg: StreamLeg, ask: Callable[[Attempt], StreamLeg], *, alone: bool
+    ) -> tuple[StreamLeg, StreamChatResponse] | None:
+        """The attempt that begins to answer, and all its events so far; None when all that ran failed, which is noted.
+
+        It is that of `leg`, or a second one beside it where the route hedges; none is begun when it stays `alone`.
+        """
+        if not alone and (after := self._patience(run, leg.attempt)) is not None:
+            return await Race(run, leg, lambda: self._second(run, ask), StreamLeg.head).run(after)
+        batch = None
+        try:
+            batch = await leg.head()
+            return leg, batch
+        except ENDS as error:
+            run.fail(leg.attempt, leg.verdict(error))
+            return None
+        finally:
+            if batch is None:
+                leg.cancel()
+
+    async def _leave(self, run: Attempts, leg: StreamLeg) -> None:
+        """Ends a call. When its answer is whole its own end is awaited, but nobody waits for that."""
+        if leg.course.finish is None:
+            leg.cancel()
+            return
+        leg.silence.stop()
+        if leg.call.done():
+            await _hear_out(run, leg)
+            return
+        ending = asyncio.create_task(_await_end(run, leg, self._last_words))
+        self.endings.add(ending)
+        ending.add_done_callback(self.endings.discard)
+
+    def _begin(self, needs: Needs, trail: Trail, deadline: float | None, *, streamed: bool) -> Attempts:
         source, now = self._source, time.time()
-        trail.plan = plan(needs, source.table, source.local, now, self._dice)
-        if not trail.plan.kept:
-            raise refusal(trail.plan, needs, now)
-        self._retries = min(_RETRY_RESERVE, self._retries + _RETRY_SHARE)
-        route = trail.plan.route
-        if route.policy.total_timeout:
-            end = time.monotonic() + route.policy.total_timeout
-            deadline = end if deadline is None else min(deadline, end)
-        return route, deadline
+        decision = trail.plan = plan(needs, source.table, source.local, now, self._dice)
+        if not decision.kept:
+            raise refusal(decision, needs, now)
+        if (hedge := decision.route.policy.hedge) is not None:
+            self._hedges.earn(decision.route.name, decision.kept[0].choice.backend, needs, hedge.max_extra)
+        return Attempts(
+            source, trail, decision, deadline, self._retries, self._dice, self._on_failure, streamed=streamed
+        )
 
-    async def _attempts(self, route: Route, trail: Trail, deadline: float | None) -> AsyncIterator[Attempt]:
-        """The attempts worth making, each begun when it is taken: planned backends in order, then retries."""
-        local, most = self._source.local, route.policy.max_attempts
-        queue = [ranked.choice.backend for ranked in trail.plan.kept] if trail.plan else []
-        number = 0
-        while queue and number < most:
-            backend = queue.pop(0)
-            error = trail.attempts[-1].error if trail.attempts else None
-            if isinstance(error, ContextTooLong) and backend.window <= trail.attempts[-1].backend.window:
-                continue
-            if local.bars(backend, time.time()):
-                continue
-            number += 1
-            attempt = Attempt(backend, number, time.monotonic())
-            trail.attempts.append(attempt)
-            local.load.in_flight[backend.id] = local.load.in_flight.get(backend.id, 0) + 1
-            local.begin(backend, time.time())
-            yield attempt
-            # Still here: the attempt failed in a way that allows another one.
-            if not queue and number < most and (again := self._recoverable(trail.attempts)):
-                pause = self._pause(number, trail.attempts[-1].error)
-                if deadline is not None and time.monotonic() + pause >= deadline:
-                    return
-                await asyncio.sleep(pause)
-                queue = again
+    def _patience(self, run: Attempts, attempt: Attempt) -> float | None:
+        """Seconds after which a second backend is asked beside that of `attempt`; None when none is."""
+        hedge = run.policy.hedge
+        if hedge is None or run.hedged:
+            return None
+        if hedge.after:
+            return hedge.after
+        pace = self._source.local.load.paces.get(attempt.backend.id)
+        if pace is None:
+            return None
+        return (pace.begins if run.streamed else pace.ends).after()
 
-    def _recoverable(self, attempts: Sequence[Attempt]) -> list[Backend]:
-        """The backends worth another try, when the retry budget allows one."""
-        again = [
-            attempt.backend
-            for attempt in attempts
-            if attempt.error is not None
-            and attempt.error.retryable
-            and (attempt.error.retry_after or 0.0) <= _LONGEST_WAIT
-        ]
-        if not again or self._retries < 1.0:
-            return []
-        self._retries -= 1.0
-        # One at a time, the one that failed longest ago first.
-        seen: dict[str, Backend] = {}
-        for backend in again:
-            seen.setdefault(backend.id, backend)
-        return list(seen.values())[:1]
-
-    def _pause(self, number: int, error: MaestroError | None) -> float:
-        back_off = _BACK_OFF * 2 ** (number - 1) * (0.5 + self._dice())
-        return max(back_off, error.retry_after or 0.0) if error is not None else back_off
-
-    def _succeed(self, attempt: Attempt, output_tokens: int) -> None:
-        local, now = self._source.local, time.time()
-        local.succeed(attempt.backend, now)
-        begun = attempt.begun
-        local.observe(attempt.backend.id, attempt.first_event - begun, attempt.ended - begun, output_tokens, now)
-        self._source.report(_outcome(attempt, output_tokens))
-
-    def _fail(
-        self, attempt: Attempt, trail: Trail, error: MaestroError, deadline: float | None, *, committed: bool = False
-    ) -> None:
-        """Notes the failure; raises it when no other attempt may follow."""
-        if isinstance(error, Timeout) and deadline is not None and time.monotonic() >= deadline - 0.005:
-            # The caller's time is over: that says nothing about the backend, and nobody waits for another one.
-            error = Timeout(
-                error.message, metadata=error.metadata, retryable=False, failover=False, counts_against_health=False
-            )
-        attempt.error = error
-        error.metadata.setdefault("provider", attempt.backend.provider)
-        error.metadata.setdefault("model", attempt.backend.model)
-        attempt.ended = time.monotonic()
-        self._source.local.fail(attempt.backend, error, time.time())
-        self._source.report(_outcome(attempt, 0))
-        if self._on_failure is not None:
-            self._on_failure(attempt)
-        if committed:
-            error.retryable = error.failover = False
-            error.metadata["after_content"] = "true"
-        if committed or not (error.failover or error.retryable):
-            raise _with_trail(error, trail)
-
-    def _end(self, attempt: Attempt) -> None:
-        local = self._source.local
-        local.load.in_flight[attempt.backend.id] -= 1
-        if not attempt.ended:
-            attempt.ended = time.monotonic()
-            if attempt.error is None:
-                # The caller left, or success is being noted next: either way no trial call stays open.
-                local.abandon(attempt.backend)
-
-    def _exhausted(self, needs: Needs, trail: Trail) -> MaestroError:
-        error = trail.attempts[-1].error if trail.attempts else None
-        if error is not None:
-            return _with_trail(error, trail)
-        # Every planned backend was taken by trial calls of other requests in the meantime: plan again to say why.
-        fresh = plan(needs, self._source.table, self._source.local, time.time(), self._dice)
-        return refusal(fresh, needs, time.time())
+    def _second(self, run: Attempts, ask: Callable[[Attempt], _Asked]) -> _Asked | None:
+        """Begins the second attempt of a race, when a backend is left and the route may spend that."""
+        backend = run.peek()
+        if backend is None or any(found.backend.id == backend.id for found in run.trail.attempts if not found.ended):
+            return None
+        if not self._hedges.spend(run.decision.route.name, backend, run.needs):
+            return None
+        run.hedged = True
+        return ask(run.begin(backend))
 
 
-class _Course:
-    """One attempt's stream as it goes: what is held back, whether content was handed on, and whether it ended."""
-
-    __slots__ = ("_attempt", "_held", "_trail", "committed", "finished")
-
-    def __init__(self, attempt: Attempt, trail: Trail) -> None:
-        self._attempt, self._trail = attempt, trail
-        self._held: list[ChatEvent] = []
-        self.committed = False
-        self.finished = False
-
-    def take(self, message: StreamChatResponse, now: float) -> StreamChatResponse | None:
-        """What to hand on now. Raises `StreamBroken` when the adapter breaks the order of events."""
-        attempt, trail, events = self._attempt, self._trail, message.events
-        if not attempt.first_event:
-            attempt.first_event = now
-        if self.finished:
-            raise StreamBroken("the adapter went on after its finish event")
-        if not self.committed:
-            if not any(event.WhichOneof("kind") not in _PREFACE for event in events):
-                self._held.extend(events)
-                return None
-            message = self._commit(message)
-            trail.first_content = now
-        last = message.events[-1]
-        kind = last.WhichOneof("kind")
-        if kind == "finish":
-            self.finished = True
-            _expose(trail.plan, last.finish)
-            trail.finish, trail.usage = last.finish, last.finish.usage
-        elif kind == "usage":
-            trail.usage = last.usage
-        return message
-
-    def close(self) -> None:
-        """The stream ended without an error. Raises `StreamBroken` unless `finish` came."""
-        if not self.finished:
-            raise StreamBroken("the adapter's stream ended without a finish event")
-
-    def _commit(self, message: StreamChatResponse) -> StreamChatResponse:
-        if self._held:
-            message = StreamChatResponse(events=[*self._held, *message.events])
-            self._held.clear()
-        first = message.events[0]
-        if first.WhichOneof("kind") != "started":
-            raise StreamBroken("the adapter's first event is not `started`")
-        first.started.attempt = self._attempt.number
-        self.committed = True
-        return message
+def _conclude(run: Attempts, attempt: Attempt, response: ChatResponse) -> ChatResponse:
+    """Accounts a whole answer and makes it the caller's."""
+    trail = run.trail
+    response.attempt = attempt.number
+    take_headroom(response, attempt)
+    usage, cost = response.usage, response.cost if response.HasField("cost") else None
+    run.succeed(attempt, usage, cost)
+    trail.first_content, trail.answering = attempt.ended, attempt
+    _expose(run.decision, response)
+    trail.finish = Finish(reason=response.finish_reason, usage=usage, cost=cost)
+    return response
 
 
-class _Watch:
-    """Bounds the silence of a stream with one timer instead of one per event."""
+def _show(run: Attempts, leg: StreamLeg, relay: Relay | None, batch: StreamChatResponse) -> StreamChatResponse | None:
+    """What the caller sees of a piece; at `finish` the attempt is accounted.
 
-    __slots__ = ("_call", "_first", "_handle", "_idle", "_loop", "_seen", "fired", "last")
-
-    def __init__(self, call: ChatCall, first: float, idle: float) -> None:
-        self._call, self._first, self._idle = call, first, idle
-        self._loop = asyncio.get_running_loop()
-        self.last = self._loop.time()
-        self._seen = False
-        self.fired = ""
-        self._handle: asyncio.TimerHandle | None = None
-        if first or idle:
-            self._handle = self._loop.call_at(self.last + (first or idle), self._check)
-
-    def touch(self) -> None:
-        """Events came."""
-        self.last = self._loop.time()
-        self._seen = True
-
-    def verdict(self) -> MaestroError | None:
-        """The error when the watch ended the call."""
-        return Timeout(self.fired) if self.fired else None
-
-    def stop(self) -> None:
-        """Ends the watch."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _check(self) -> None:
-        limit = self._idle if self._seen else self._first
-        self._handle = None
-        if not limit:
-            # Only the other limit is set: look again when it may matter.
-            limit = self._idle or self._first
-            self._handle = self._loop.call_later(limit, self._check)
-            return
-        left = self.last + limit - self._loop.time()
-        if left > 0.001:
-            self._handle = self._loop.call_later(left, self._check)
-            return
-        what = "sent nothing for" if self._seen else "did not begin within"
-        self.fired = f"the backend {what} {limit:g} s"
-        self._call.cancel()
+    From there on it is a success, whatever follows and whether or not the caller stays.
+    """
+    attempt, told = leg.attempt, leg.course.finish
+    if told is not None:
+        take_headroom(told, attempt)
+    shown = batch if relay is None else relay.show(batch, attempt)
+    if told is not None and shown is not None:
+        run.succeed(attempt, told.usage, told.cost if told.HasField("cost") else None)
+        finish = run.trail.finish = shown.events[-1].finish
+        if relay is not None:
+            relay.settle(finish, attempt)
+        _expose(run.decision, finish)
+    return shown
 
 
-def _expose(plan: Plan | None, answer: ChatResponse | Finish) -> None:
+async def _await_end(run: Attempts, leg: StreamLeg, limit: float) -> None:
+    try:
+        async with asyncio.timeout(limit):
+            await _hear_out(run, leg)
+    except TimeoutError:
+        run.note_breach(leg.attempt, NO_END)
+    finally:
+        leg.call.cancel()
+
+
+async def _hear_out(run: Attempts, leg: StreamLeg) -> None:
+    """Listens to the end of a call whose answer is whole: anything but a plain end is a breach, and changes nothing."""
+    try:
+        while isinstance(message := await leg.call.read(), StreamChatResponse):
+            if kinds := [event.WhichOneof("kind") for event in message.events]:
+                run.note_breach(leg.attempt, TWO_FINISHES if "finish" in kinds else AFTER_FINISH)
+                leg.call.cancel()
+                return
+    except grpc.aio.AioRpcError as error:
+        # A status that nobody of the mesh made is that of a connection, not the adapter's word.
+        if "origin" not in from_rpc_error(error).metadata:
+            run.note_breach(leg.attempt, ERROR_AFTER_FINISH)
+
+
+def _expose(decision: Plan, answer: ChatResponse | Finish) -> None:
     """Tells the caller which side of an experiment answered."""
-    if plan is not None and plan.experiment:
-        answer.provider_metadata["maestro"].update({"experiment": plan.experiment, "variant": plan.variant})
-
-
-def _verdict(error: BaseException, watch: _Watch) -> MaestroError:
-    """What ended a stream. Raises `error` when it was the caller who left."""
-    if (timeout := watch.verdict()) is not None:
-        task = asyncio.current_task()
-        if task is None or not task.cancelling():
-            return timeout
-    if isinstance(error, grpc.aio.AioRpcError):
-        return from_rpc_error(error)
-    if isinstance(error, MaestroError):
-        return error
-    # A call that this side cancelled reads like a cancelled task; without a verdict it is the task that was.
-    raise error
-
-
-def _outcome(attempt: Attempt, output_tokens: int) -> Outcome:
-    outcome = Outcome(backend_id=attempt.backend.id, output_tokens=output_tokens)
-    outcome.duration.FromNanoseconds(int((attempt.ended - attempt.begun) * 1e9))
-    if attempt.first_event:
-        outcome.first_event.FromNanoseconds(int((attempt.first_event - attempt.begun) * 1e9))
-    if (error := attempt.error) is not None:
-        outcome.reason = error.reason_value
-        outcome.counts_against_health = error.counts_against_health
-        if error.retry_after is not None:
-            outcome.retry_after.FromNanoseconds(int(error.retry_after * 1e9))
-    return outcome
-
-
-def _with_trail(error: MaestroError, trail: Trail) -> MaestroError:
-    """Adds what was tried, so that the message of a failure tells the whole story."""
-    tried = [f"{attempt.backend.id}: {attempt.error.reason}" for attempt in trail.attempts if attempt.error is not None]
-    error.metadata["attempts"] = str(len(tried))
-    error.metadata["tried"] = "; ".join(tried)
-    if isinstance(error, Cancelled):
-        return error
-    if len(tried) > 1 and not error.message.startswith("all "):
-        error.message = f"all {len(tried)} attempts failed; the last: {error.message} (tried {error.metadata['tried']})"
-    return error
-
-
-def _least(deadline: float | None, now: float, floor: float) -> float | None:
-    return None if deadline is None else max(floor, deadline - now)
+    if decision.experiment:
+        answer.provider_metadata["maestro"].update({"experiment": decision.experiment, "variant": decision.variant})

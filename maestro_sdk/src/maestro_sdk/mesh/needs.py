@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, Routing, ToolChoiceMode
+from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
 from maestro.llm.v1.message_pb2 import Part
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.router.v1.router_pb2 import RequestFeatures
@@ -38,6 +39,8 @@ class Needs:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     content_hash: str = ""
     """Hash of what is asked, under `routing.deterministic` only."""
+    longest_input: int | None = None
+    """Estimated tokens of what has to fit into one window, where that is not all of the input."""
 
     @property
     def key(self) -> str:
@@ -71,6 +74,33 @@ def needs_of(request: ChatRequest, tenant: str = "", *, streaming: bool = False)
     )
 
 
+def needs_of_embedding(request: EmbedRequest, tenant: str = "") -> Needs:
+    """The needs of a request for vectors. Each of its inputs has a window for itself; one that may be cut fits any."""
+    routing = request.routing if request.HasField("routing") else _NO_ROUTING
+    sizes = [estimate_tokens(given) for given in request.inputs]
+    return Needs(
+        model=request.model,
+        required=1 << Feature.FEATURE_EMBEDDINGS | mask(routing.required),
+        routing=routing,
+        input_tokens=sum(sizes),
+        tenant=tenant,
+        metadata=request.metadata,
+        content_hash=hash_content(request) if routing.deterministic else "",
+        longest_input=0 if request.truncate else max(sizes, default=0),
+    )
+
+
+def estimate_tokens(given: EmbedInput) -> int:
+    """About how many tokens an input has; a picture counts as one."""
+    match given.WhichOneof("kind"):
+        case "text":
+            return max(1, len(given.text) // 4)
+        case "tokens":
+            return len(given.tokens.ids)
+        case _:
+            return 1
+
+
 def needs_from_features(features: RequestFeatures) -> Needs:
     """The needs that a caller of the router describes."""
     return Needs(
@@ -99,10 +129,9 @@ def features_from_needs(needs: Needs) -> RequestFeatures:
     )
 
 
-def hash_content(request: ChatRequest) -> str:
+def hash_content(request: ChatRequest | EmbedRequest) -> str:
     """A hash of what `request` asks, labels and routing left out: the same question gives the same text everywhere."""
-    plain = ChatRequest()
-    plain.CopyFrom(request)
+    plain = type(request).FromString(request.SerializeToString())
     for name in ("routing", "metadata", "model"):
         plain.ClearField(name)
     return hashlib.blake2b(plain.SerializeToString(deterministic=True), digest_size=16).hexdigest()
@@ -121,9 +150,14 @@ def unmask(bits: int) -> list[Feature.ValueType]:
     return [feature for feature in Feature.values() if feature and bits >> feature & 1]
 
 
+def feature_list(bits: int) -> list[str]:
+    """The names of the features of a bit mask: ["TOOLS", "VISION"]."""
+    return [Feature.Name(feature).removeprefix("FEATURE_") for feature in unmask(bits)]
+
+
 def feature_names(bits: int) -> str:
     """The features of a bit mask for a person: "TOOLS, VISION"."""
-    return ", ".join(Feature.Name(feature).removeprefix("FEATURE_") for feature in unmask(bits))
+    return ", ".join(feature_list(bits))
 
 
 def _part_needs(part: Part) -> int:

@@ -5,38 +5,38 @@ Pure: the table, local state, time and dice come in as arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.errors import CapabilityUnavailable, ContextTooLong, InvalidRequest, MaestroError, NoBackend, NotFound
+from maestro_sdk.mesh.judge import Dropped, judge, terms_of
 from maestro_sdk.mesh.local import LocalState
-from maestro_sdk.mesh.needs import Needs, feature_names, unmask
-from maestro_sdk.mesh.strategy import STRATEGIES, Choice, Ranked, draw_variant, estimate, rank
-from maestro_sdk.mesh.table import DEFAULT_ROUTE, Backend, Entry, Match, Route, Table, Targets
+from maestro_sdk.mesh.needs import Needs, feature_list, feature_names, unmask
+from maestro_sdk.mesh.strategy import Ranked, asked_of, draw_variant, estimate, rank
+from maestro_sdk.mesh.table import DEFAULT_ROUTE, STRATEGIES, Choice, Entry, Match, Residency, Route, Table, Targets
 
 _NOT_OFFERED = "no enabled adapter offers it"
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A backend that may not be tried. `lasting`: waiting does not help; `until` is Unix time, 0 for unknown."""
-
-    backend: Backend
-    reason: str
-    lasting: bool
-    missing: int = 0
-    until: float = 0.0
-    too_long: bool = False
+_MOST_TOLD = 16
+"""Backends that an error names: it has to fit into the trailers of a call. Explain names all."""
+_MOST_NAMES = 32
+"""Names that an error tells as known, for the same reason."""
+_ON_TRIAL = frozenset({pb.BACKEND_STATE_HALF_OPEN, pb.BACKEND_STATE_OPEN})
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A decision: `kept` in the order in which to try them; `variant` is empty for the route's own targets."""
+    """A decision: `kept` in the order in which to try them; `variant` is empty for the route's own targets.
+
+    `strategy` is the one of the route, or what the request asked for; single tiers of a route may have others.
+    """
 
     route: Route
     strategy: str
+    tier_strategies: Mapping[int, str]
     table_version: int
     kept: Sequence[Ranked]
     dropped: Sequence[Dropped]
@@ -50,7 +50,7 @@ class Plan:
         decision = pb.Decision(
             route=self.route.name,
             table_version=self.table_version,
-            strategy=self.strategy,
+            strategy=self._say_strategy(),
             experiment=self.experiment,
             variant=self.variant,
         )
@@ -61,7 +61,7 @@ class Plan:
                 backend_id=backend.id,
                 model=backend.model,
                 kept=True,
-                reason=ranked.reason,
+                reason=f"{ranked.reason}; half open: a trial" if backend.state in _ON_TRIAL else ranked.reason,
                 score=ranked.score,
                 estimated_usd=None if cost is None else f"{cost:.9f}",
             )
@@ -77,34 +77,65 @@ class Plan:
             decision.candidates.add(model=model, kept=False, reason=_NOT_OFFERED)
         return decision
 
+    def _say_strategy(self) -> str:
+        """The strategy, as "weighted; tier 1: cost" where tiers have others."""
+        return "; ".join(
+            (self.strategy, *(f"tier {tier}: {own}" for tier, own in sorted(self.tier_strategies.items())))
+        )
+
 
 def plan(needs: Needs, table: Table, local: LocalState, now: float, dice: Callable[[], float]) -> Plan:
     """Decides. `now` is Unix time in seconds, `dice` gives numbers in [0, 1).
 
-    Raises `NotFound` for a name that is neither route nor model, and `InvalidRequest` for a strategy that is unknown or
-    not allowed. A plan that keeps nothing is no error: see `refusal`.
+    Raises `NotFound` for a name that is neither route nor model, `InvalidRequest` for a strategy that is unknown or
+    not allowed, and `NoBackend` where the route demands a router and none was heard of for too long. A plan that keeps
+    nothing is no error: see `refusal`.
     """
     route = choose_route(needs, table)
-    strategy = _strategy(needs, route)
-    targets, experiment, variant = _targets(needs, route)
-    terms = _terms(needs, route, strategy, table)
+    if route.loss_limit is not None and now - local.router_seen > route.loss_limit:
+        raise _lost(route, route.loss_limit, local.router_seen, now)
+    strategy, by_tier = _strategies(needs, route)
+    terms = terms_of(needs, route, table)
+    targets, experiment, variant = _targets(needs, route, terms.residency)
+    asked = asked_of(needs, now)
+    # A key decides instead of the cost, so that an estimate would be made for nothing.
+    by_cost = not asked.key and (strategy == "cost" or "cost" in by_tier.values())
+    priced = by_cost or terms.max_cost is not None
     entries = _pin(targets.entries, terms.pinned, table) if terms.pinned else targets.entries
     kept: dict[int, list[Choice]] = {}
     dropped: list[Dropped] = []
     for entry in entries:
-        cost = estimate(entry.backend, needs) if terms.priced else None
-        drop = _judge(entry, terms, cost, local, now)
-        if drop is None:
-            kept.setdefault(entry.tier, []).append(Choice(entry.backend, entry.weight, cost))
-        else:
+        tier, choice = entry.tier, entry.choice
+        if priced:
+            choice = Choice(choice.backend, choice.weight, estimate(choice.backend, needs), choice.number)
+        drop = judge(entry, by_tier.get(tier, strategy) if by_tier else strategy, terms, choice.cost, local, now)
+        if drop is not None:
             dropped.append(drop)
+        elif tier in kept:
+            kept[tier].append(choice)
+        else:
+            kept[tier] = [choice]
     ordered: list[Ranked] = []
-    for number, tier in kept.items():
-        ordered += rank(strategy, tier, needs.key, (route.name, number), local.load, dice)
+    for number, choices in kept.items():
+        ordered += rank(by_tier.get(number, strategy), choices, asked, (route.name, number), local.load, dice)
     if prefer := list(needs.routing.prefer_providers):
         order = {provider: n for n, provider in enumerate(prefer)}
         ordered.sort(key=lambda ranked: order.get(ranked.choice.backend.provider, len(prefer)))
-    return Plan(route, strategy, table.version, ordered, dropped, targets.missing, needs, experiment, variant)
+    return Plan(route, strategy, by_tier, table.version, ordered, dropped, targets.missing, needs, experiment, variant)
+
+
+def _lost(route: Route, limit: float, seen: float, now: float) -> NoBackend:
+    what = f"route {route.name!r} demands" if route.name else "the default route's limits demand"
+    since = (
+        f"none has been heard of since {datetime.fromtimestamp(seen, UTC):%Y-%m-%dT%H:%M:%SZ}, {now - seen:.0f} s ago"
+        if seen
+        else "none has been heard of since this process began"
+    )
+    return NoBackend(
+        f"{what} a router that was heard of in the last {limit:g} s; {since}",
+        metadata={"router_loss": "refuse"},
+        retry_after=1.0,
+    )
 
 
 def choose_route(needs: Needs, table: Table) -> Route:
@@ -130,18 +161,22 @@ def _fits(needs: Needs, match: Match) -> bool:
     )
 
 
-def _strategy(needs: Needs, route: Route) -> str:
+def _strategies(needs: Needs, route: Route) -> tuple[str, Mapping[int, str]]:
+    """The strategy, and the ones of single tiers; what the request asks for holds for all tiers."""
     asked = needs.routing.strategy
-    if not asked or asked == route.strategy:
-        return route.strategy
+    if not asked:
+        return route.strategy, route.tier_strategies
     allowed = route.strategies or STRATEGIES
-    if asked not in allowed:
+    if asked not in allowed and asked != route.strategy:
         raise InvalidRequest.at("routing.strategy", f"{asked!r} is not one of {', '.join(allowed)}")
-    return asked
+    return asked, {}
 
 
-def _targets(needs: Needs, route: Route) -> tuple[Targets, str, str]:
-    """The targets of the request: those of its variant while the route has an experiment."""
+def _targets(needs: Needs, route: Route, residency: Residency | None) -> tuple[Targets, str, str]:
+    """The targets of the request: those of its variant while the route has an experiment.
+
+    Whose tenant may use nothing of the variant takes no part: chance shall not refuse what the route would answer.
+    """
     experiment = route.experiment
     if experiment is None:
         return route.targets, "", ""
@@ -152,7 +187,12 @@ def _targets(needs: Needs, route: Route) -> tuple[Targets, str, str]:
     if not subject:
         return route.targets, "", ""
     variant = draw_variant(experiment.name, subject, experiment.shares)
-    return (experiment.variants[variant] if variant else route.targets), experiment.name, variant
+    if not variant:
+        return route.targets, experiment.name, ""
+    targets = experiment.variants[variant]
+    if residency is not None and targets.entries and all(residency.refuses(entry.backend) for entry in targets.entries):
+        return route.targets, "", ""
+    return targets, experiment.name, variant
 
 
 def _pin(entries: Sequence[Entry], adapter: str, table: Table) -> Sequence[Entry]:
@@ -178,103 +218,47 @@ def find_route(model: str, table: Table) -> Route:
     names = table.names()
     close = get_close_matches(model, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    told = names[:_MOST_NAMES]
+    more = f" and {len(names) - len(told)} more" if len(names) > len(told) else ""
     raise NotFound(
-        f"no model or route is named {model or DEFAULT_ROUTE!r}{hint} Known: {', '.join(names) or 'none'}",
-        metadata={"known": ",".join(names)},
+        f"no model or route is named {model or DEFAULT_ROUTE!r}{hint} Known: {', '.join(told) or 'none'}{more}",
+        metadata={"known": ",".join(told)},
         failover=False,
     )
 
 
 def refusal(plan: Plan, needs: Needs, now: float) -> MaestroError:
-    """The error for a plan that keeps nothing: `CapabilityUnavailable` when waiting does not help, else `NoBackend`."""
+    """The error for a plan that keeps nothing: the one that helps most.
+
+    `NoBackend` where waiting may help. Else what the caller can do about it, as far as the route's and the caller's own
+    rules leave somebody who could: `ContextTooLong` where a shorter request would be answered, `CapabilityUnavailable`
+    where nobody has what the request needs; its metadata tells per candidate what is missing.
+    """
     reasons = [f"{drop.backend.id}: {drop.reason}" for drop in plan.dropped]
     reasons += [f"{model}: {_NOT_OFFERED}" for model in plan.missing]
     what = f"route {plan.route.name!r}" if plan.route.name else f"model {needs.model!r}"
+    if len(reasons) > _MOST_TOLD:
+        reasons[_MOST_TOLD:] = [f"and {len(reasons) - _MOST_TOLD} more"]
     tried = "; ".join(reasons) or "it has no backends"
     if any(not drop.lasting for drop in plan.dropped):
         return NoBackend(
             f"no backend of {what} can answer now: {tried}", metadata={"tried": tried}, retry_after=_wait(plan, now)
         )
-    if plan.dropped and all(drop.too_long for drop in plan.dropped):
-        return ContextTooLong(f"the request is too long for every backend of {what}: {tried}")
-    missing = {feature_names(drop.missing) for drop in plan.dropped if drop.missing}
-    if missing:
+    if any(drop.too_long for drop in plan.dropped):
+        return ContextTooLong(f"the request is too long for every backend of {what} that could answer it: {tried}")
+    lacking = {drop.backend.id: drop.missing for drop in plan.dropped if drop.missing}
+    if lacking:
+        each = {name: feature_list(missing) for name, missing in list(lacking.items())[:_MOST_TOLD]}
         return CapabilityUnavailable(
             f"no backend of {what} has what the request needs: {tried}",
-            metadata={"missing": "; ".join(sorted(missing))},
+            metadata={
+                "missing": "; ".join(sorted({feature_names(missing) for missing in lacking.values()})),
+                "candidates": json.dumps(each, separators=(",", ":")),
+            },
         )
     return NoBackend(
         f"no backend of {what} may answer this request: {tried}", metadata={"tried": tried}, retryable=False
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """What every backend of a request is held against, read once: a field of a message costs more than a comparison."""
-
-    required: int
-    native: bool
-    excluded: frozenset[str]
-    quality: str
-    pinned: str
-    weighted: bool
-    max_cost: float | None
-    priced: bool
-    input_tokens: int
-
-
-def _terms(needs: Needs, route: Route, strategy: str, table: Table) -> _Terms:
-    routing = needs.routing
-    max_cost = float(routing.max_cost_usd) if routing.max_cost_usd else None
-    return _Terms(
-        required=needs.required,
-        native=routing.require_native,
-        excluded=frozenset(routing.exclude_providers),
-        quality=route.quality,
-        pinned=(table.pins.get(routing.persona) or table.pins.get("", "")) if table.pins else "",
-        weighted=strategy == "weighted",
-        max_cost=max_cost,
-        priced=max_cost is not None or strategy == "cost",
-        input_tokens=needs.input_tokens,
-    )
-
-
-def _judge(entry: Entry, terms: _Terms, cost: float | None, local: LocalState, now: float) -> Dropped | None:
-    backend = entry.backend
-    if terms.pinned and backend.adapter != terms.pinned:
-        return Dropped(backend, f"everything is pinned to {terms.pinned}", lasting=True)
-    offered = backend.native if terms.native else backend.able
-    if missing := terms.required & ~offered:
-        how = "natively " if terms.native and not terms.required & ~backend.able else ""
-        return Dropped(backend, f"does not {how}offer {feature_names(missing)}", lasting=True, missing=missing)
-    if backend.provider in terms.excluded:
-        return Dropped(backend, f"provider {backend.provider} is excluded by the request", lasting=True)
-    if entry.weight == 0 and terms.weighted:
-        return Dropped(backend, "its weight is 0", lasting=True)
-    if terms.quality and terms.quality not in backend.tags:
-        return Dropped(backend, f"has no tag {terms.quality!r}, which the route demands", lasting=True)
-    if terms.max_cost is not None and (cost is None or cost > terms.max_cost):
-        how = "its price is unknown" if cost is None else f"would cost about ${cost:.6f}"
-        return Dropped(backend, f"{how}; the request allows ${terms.max_cost:.6f}", lasting=True)
-    if backend.window and terms.input_tokens > backend.window * 2:
-        # Twice the window, since the count is an estimate: a near miss is for the provider to judge.
-        why = f"about {terms.input_tokens} tokens don't fit its window of {backend.window}"
-        return Dropped(backend, why, lasting=True, too_long=True)
-    match backend.state:
-        case pb.BACKEND_STATE_DISABLED:
-            return Dropped(backend, f"disabled by an operator: {backend.state_reason}", lasting=False)
-        case pb.BACKEND_STATE_DRAINING:
-            return Dropped(backend, "draining", lasting=False)
-        case pb.BACKEND_STATE_DOWN:
-            return Dropped(backend, f"down: {backend.state_reason}", lasting=False)
-        case pb.BACKEND_STATE_OPEN if now < backend.until:
-            return Dropped(backend, f"breaker open: {backend.state_reason}", lasting=False, until=backend.until)
-        case _:
-            pass
-    if barred := local.bars(backend, now):
-        reason, until = barred
-        return Dropped(backend, reason, lasting=False, until=until)
-    return None
 
 
 def _wait(plan: Plan, now: float) -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,8 +15,11 @@ from maestro.llm.v1.model_pb2 import Support
 from maestro.llm.v1.usage_pb2 import Price
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.mesh.breaker import BreakerPolicy
+from maestro_sdk.mesh.headroom import Allowance, allowance_of
 
 DEFAULT_ROUTE = "default"
+STRATEGIES = ("fallback", "weighted", "round_robin", "cost", "performance", "headroom", "capability")
+"""Names of the strategies that order the targets of a route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +55,43 @@ class Backend:
     until: float
     since: float
     regions: frozenset[str]
+    account: str
+    """The account at a provider that all models of an adapter share: "adapter:provider"."""
+    allowance: Allowance | None
+    """What the provider's rate limits leave, as it was told to the router last; None for unknown."""
+    point: int
+    """A hash of the id, to be mixed with that of a key."""
     message: pb.Backend
 
-    @property
-    def account(self) -> str:
-        """The account at a provider that all models of an adapter share: "adapter:provider"."""
-        return f"{self.adapter}:{self.provider}"
+
+class Choice(NamedTuple):
+    """A backend that may be tried, with its weight, and its estimated cost in US dollars; None where it is unknown.
+
+    `number` is that of its target on the route, 0 for one that the route does not list.
+    """
+
+    backend: Backend
+    weight: float
+    cost: float | None
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A backend of a route; all entries of a tier are tried before those of the next."""
+    """A backend of a route; all entries of a tier are tried before those of the next.
+
+    `number` is that of its target as the route lists them, from 1 on; 0 for one that the route does not list.
+    """
 
     backend: Backend
     weight: float = 1.0
     tier: int = 0
+    number: int = 0
+    choice: Choice = field(init=False, repr=False, compare=False)
+    """The entry as one that may be tried, without a cost: made once, not for each request."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choice", Choice(self.backend, self.weight, None, self.number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +158,16 @@ class Residency:
     regions: frozenset[str]
     providers: frozenset[str]
 
+    def refuses(self, backend: Backend) -> str:
+        """Why a backend may not answer; empty when it may. One whose regions are unknown may be anywhere."""
+        if self.providers and backend.provider not in self.providers:
+            return f"answers by {backend.provider}; the tenant allows only {_listed(self.providers)}"
+        if self.regions and not backend.regions:
+            return f"its regions are unknown; the tenant allows only {_listed(self.regions)}"
+        if self.regions and not backend.regions <= self.regions:
+            return f"answers in {_listed(backend.regions)}; the tenant allows only {_listed(self.regions)}"
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -145,6 +182,8 @@ class Route:
     experiment: Experiment | None
     policy: Policy
     require_native: bool
+    tier_strategies: Mapping[int, str]
+    """Strategies of single tiers; all others have `strategy`."""
     loss_limit: float | None
     """Seconds without a router after which requests are refused; None: never."""
 
@@ -237,8 +276,20 @@ def _backend(message: pb.Backend) -> Backend:
         until=message.state_until.ToNanoseconds() / 1e9 if message.HasField("state_until") else 0.0,
         since=_seconds(message.serving_since),
         regions=frozenset(message.regions),
+        account=f"{message.adapter}:{message.model.provider}",
+        allowance=allowance_of(message.headroom, _seconds(message.headroom_time)),
+        point=point_of(message.id),
         message=message,
     )
+
+
+def point_of(text: str) -> int:
+    """A hash of 64 bits that every process computes alike."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _rates(price: Price) -> Rates:
@@ -248,7 +299,7 @@ def _rates(price: Price) -> Rates:
 def _route(route: pb.Route, by_model: Mapping[str, Sequence[Backend]], limits: pb.Route) -> Route:
     return Route(
         name=route.name,
-        strategy=route.strategy,
+        strategy=_understood(route.strategy),
         targets=_targets(route.targets, by_model),
         quality=route.quality,
         strategies=tuple(route.strategies),
@@ -256,8 +307,14 @@ def _route(route: pb.Route, by_model: Mapping[str, Sequence[Backend]], limits: p
         experiment=_experiment(route.experiment, by_model) if route.HasField("experiment") else None,
         policy=_policy(limits),
         require_native=limits.require_native,
+        tier_strategies={tier: _understood(name) for tier, name in route.tier_strategies.items()},
         loss_limit=_seconds(limits.router_loss_after) if limits.on_router_loss == pb.ROUTER_LOSS_REFUSE else None,
     )
+
+
+def _understood(strategy: str) -> str:
+    """A strategy that this version knows: while a mesh is updated, a router may be newer than who reads its table."""
+    return strategy if strategy in STRATEGIES else "fallback"
 
 
 def _policy(route: pb.Route) -> Policy:
@@ -285,10 +342,14 @@ def _seconds(value: Duration | Timestamp) -> float:
 
 
 def _targets(targets: Iterable[pb.Target], by_model: Mapping[str, Sequence[Backend]]) -> Targets:
-    ordered = sorted(targets, key=lambda target: target.tier)
+    ordered = sorted(enumerate(targets, 1), key=lambda numbered: numbered[1].tier)
     return Targets(
-        [Entry(found, target.weight, target.tier) for target in ordered for found in by_model.get(target.model, ())],
-        [target.model for target in ordered if target.model not in by_model],
+        [
+            Entry(found, target.weight, target.tier, number)
+            for number, target in ordered
+            for found in by_model.get(target.model, ())
+        ],
+        [target.model for _, target in ordered if target.model not in by_model],
     )
 
 

@@ -1,0 +1,321 @@
+"""The attempts of one request: which backend comes next, after which pause, and how each of them ended.
+
+Backends of the plan come in its order, each once; then those that may be asked again, while the retry budget of the
+route lasts. An attempt that began ends exactly once: it succeeds, fails, is outrun, or is abandoned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from maestro.event.v1.event_pb2 import AttemptFate
+from maestro.llm.v1.error_pb2 import ErrorReason
+from maestro.llm.v1.usage_pb2 import Cost, Headroom, RateLimit, Usage
+from maestro.router.v1.router_pb2 import Outcome
+from maestro_sdk.errors import (
+    Cancelled,
+    ContextTooLong,
+    MaestroError,
+    OutputInvalid,
+    RateLimited,
+    StreamBroken,
+    Timeout,
+    UpstreamError,
+)
+from maestro_sdk.mesh.breach import find_breach
+from maestro_sdk.mesh.local import LocalState
+from maestro_sdk.mesh.plan import Plan, plan, refusal
+from maestro_sdk.mesh.spend import cost_at, estimate_usage
+from maestro_sdk.mesh.table import Backend, Policy, Table
+from maestro_sdk.mesh.trail import Attempt, Trail, add_trail, outcome_of
+
+# Names of enums are looked up at each access.
+_ANSWERED, _FAILED = AttemptFate.ATTEMPT_FATE_ANSWERED, AttemptFate.ATTEMPT_FATE_FAILED
+_OUTRUN, _ABANDONED = AttemptFate.ATTEMPT_FATE_OUTRUN, AttemptFate.ATTEMPT_FATE_ABANDONED
+_RESERVE = 10.0
+# A backend whose time is bounded by the caller's deadline says so a little before that is over.
+_HASTE = 0.02
+# Clocks of timers are rounded: without it a call comes back just before a breaker lets it pass.
+_GRACE = 0.002
+# Errors after which the provider has worked and charges for it, though nothing was seen of the answer.
+_CHARGED = (Timeout, StreamBroken, OutputInvalid)
+_REASON = ErrorReason.Value
+# What lies with the caller is never tried elsewhere, whatever a route says.
+_CALLER_FAULTS = frozenset(
+    _REASON(f"ERROR_REASON_{name}")
+    for name in (
+        *("INVALID_REQUEST", "UNSUPPORTED_PARAMETER", "UNAUTHENTICATED", "PERMISSION_DENIED", "TOO_LARGE", "CONFLICT"),
+        *("TENANT_RATE_LIMITED", "TENANT_CONCURRENCY", "BUDGET_EXHAUSTED", "CANCELLED"),
+        *("TOOL_FAILED", "TOOL_TIMEOUT", "TOOL_DENIED"),
+    )
+)
+
+
+class TableSource(Protocol):
+    """Where the dispatcher finds the table in force and this process's own state: a `RouteWatcher`."""
+
+    table: Table
+    local: LocalState
+
+    def report(self, outcome: Outcome) -> None:
+        """Takes the outcome of an attempt."""
+        ...
+
+
+class RetryBudget:
+    """Retries that each route may still make: every request adds its share, a few may always be made at first."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left: dict[str, float] = {}
+
+    def add(self, route: str, share: float) -> None:
+        """A request came."""
+        self._left[route] = min(_RESERVE, self._left.get(route, _RESERVE) + share)
+
+    def take(self, route: str) -> bool:
+        """Whether one retry may be made; it counts as made."""
+        if self._left[route] < 1.0:
+            return False
+        self._left[route] -= 1.0
+        return True
+
+
+class Attempts:
+    """One request's way through its plan."""
+
+    __slots__ = (
+        *("_budget", "_dice", "_on_failure", "_queue", "_retries", "_source"),
+        *("deadline", "decision", "final", "hedged", "needs", "policy", "streamed", "trail"),
+    )
+
+    def __init__(
+        self,
+        source: TableSource,
+        trail: Trail,
+        decision: Plan,
+        deadline: float | None,
+        budget: RetryBudget,
+        dice: Callable[[], float],
+        on_failure: Callable[[Attempt], None] | None,
+        *,
+        streamed: bool,
+    ) -> None:
+        """`deadline` is of the monotonic clock."""
+        self.needs, self.decision, self.trail, self.streamed = decision.needs, decision, trail, streamed
+        self.policy: Policy = decision.route.policy
+        self.deadline = deadline
+        if self.policy.total_timeout:
+            end = time.monotonic() + self.policy.total_timeout
+            self.deadline = end if deadline is None else min(deadline, end)
+        self.final: MaestroError | None = None
+        """The error after which no other attempt is made."""
+        self.hedged = False
+        """Whether a second attempt was made beside a first one."""
+        self._source, self._dice, self._on_failure = source, dice, on_failure
+        self._queue = [ranked.choice.backend for ranked in decision.kept]
+        self._retries = 0
+        self._budget = budget
+        budget.add(decision.route.name, self.policy.retry_share)
+
+    def timeout(self, attempt: Attempt) -> float | None:
+        """Seconds that an attempt may take: its own limit and what is left to the request; None for no bound."""
+        left = None if self.deadline is None else max(0.0, self.deadline - attempt.begun)
+        most = self.policy.attempt_timeout
+        return left if not most else most if left is None else min(most, left)
+
+    async def next(self, fits: Callable[[Backend], bool] | None = None) -> Attempt | None:
+        """Begins the next attempt worth making, a retry after its pause; None when none is left.
+
+        With `fits` only backends that it takes are tried, and none is asked again.
+        """
+        failed = self.trail.failed
+        if not failed:
+            backend = self.peek()
+        elif self.final is not None or (self.deadline is not None and time.monotonic() >= self.deadline):
+            return None
+        else:
+            error = failed[-1].error
+            moves_on = fits is not None or (error is not None and self.fails_over(error))
+            backend = self.peek(fits) if moves_on else None
+            if backend is None and fits is None:
+                backend = await self._recover(moves_on)
+        return self.begin(backend) if backend is not None else None
+
+    def peek(self, fits: Callable[[Backend], bool] | None = None) -> Backend | None:
+        """The next planned backend that may be asked now; None when there is none, or no attempt is left."""
+        if len(self.trail.attempts) >= self.policy.max_attempts:
+            return None
+        window = -1
+        if failed := self.trail.failed:
+            # What was too long for one window is too long for all that are not larger.
+            too_long = [found.backend.window for found in failed if isinstance(found.error, ContextTooLong)]
+            window = max(too_long, default=-1)
+        local, now, queue = self._source.local, time.time(), self._queue
+        while queue:
+            backend = queue[0]
+            if backend.window > window and (fits is None or fits(backend)) and local.bars(backend, now) is None:
+                return backend
+            del queue[0]
+        return None
+
+    def begin(self, backend: Backend) -> Attempt:
+        """Begins an attempt."""
+        if self._queue and self._queue[0] is backend:
+            del self._queue[0]
+        local = self._source.local
+        attempt = Attempt(backend, len(self.trail.attempts) + 1, time.monotonic(), time.time())
+        self.trail.attempts.append(attempt)
+        local.load.in_flight[backend.id] = local.load.in_flight.get(backend.id, 0) + 1
+        local.begin(backend, attempt.called)
+        return attempt
+
+    def succeed(self, attempt: Attempt, usage: Usage, cost: Cost | None) -> None:
+        """The answer is whole. `usage` and `cost` are what the backend told."""
+        backend, now = attempt.backend, time.time()
+        self._end(attempt, _ANSWERED)
+        attempt.usage = usage
+        attempt.cost = cost if cost is not None else cost_at(backend, usage)
+        if not attempt.first_content:
+            # The whole answer of a unary call is its first event.
+            attempt.first_event = attempt.first_content = attempt.ended
+        tokens = usage.output_tokens
+        local, begun = self._source.local, attempt.begun
+        local.succeed(backend, now, attempt.called)
+        local.observe(backend.id, attempt.first_content - begun, attempt.ended - begun, tokens, now)
+        if attempt.headroom is not None:
+            local.note_headroom(backend.id, attempt.headroom, now)
+        self._source.report(outcome_of(attempt, tokens))
+
+    def fail(self, attempt: Attempt, error: MaestroError) -> MaestroError:
+        """An attempt failed; `final` is set when no other one may follow. Gives the error as it counts here."""
+        local, now = self._source.local, time.time()
+        error = attempt.error = self._judge(attempt, error)
+        self._end(attempt, _FAILED)
+        if attempt.first_event or isinstance(error, _CHARGED):
+            self._estimate(attempt)
+        local.fail(attempt.backend, error, now, attempt.called)
+        if isinstance(error, RateLimited) and error.retry_after:
+            used_up = attempt.headroom = Headroom(requests=RateLimit(remaining=0))
+            used_up.requests.reset.FromNanoseconds(int(error.retry_after * 1e9))
+            local.note_headroom(attempt.backend.id, used_up, now)
+        self._source.report(outcome_of(attempt, 0))
+        self.trail.failed.append(attempt)
+        if self._on_failure is not None:
+            self._on_failure(attempt)
+        # What an heir says of an answer that it was to go on with is not the caller's: that sent no such request.
+        heir = bool(self.trail.first_content) and self.trail.answering is not attempt
+        if not (self.fails_over(error) or error.retryable or (heir and not self._over())):
+            self.final = error
+        return error
+
+    def outrun(self, attempt: Attempt) -> None:
+        """Another attempt began to answer first. That says no more of this one than that it takes longer."""
+        self._end(attempt, _OUTRUN)
+        self._estimate(attempt)
+        local, waited = self._source.local, attempt.ended - attempt.begun
+        local.abandon(attempt.backend, attempt.called)
+        # A stream would have gone on after its first content; what came whole has no time after that.
+        local.observe(attempt.backend.id, waited, waited + 1e-6 if self.streamed else waited, 0, time.time())
+
+    def close(self) -> None:
+        """Abandons what still runs: its caller left."""
+        for attempt in self.trail.attempts:
+            if not attempt.ended:
+                self._end(attempt, _ABANDONED)
+                self._estimate(attempt)
+                self._source.local.abandon(attempt.backend, attempt.called)
+
+    def note_breach(self, attempt: Attempt, breach: str) -> None:
+        """The adapter broke the contract after its answer was whole: no failure, but the router learns of it."""
+        attempt.breach = breach
+        reason = ErrorReason.ERROR_REASON_STREAM_BROKEN
+        self._source.report(Outcome(backend_id=attempt.backend.id, reason=reason, breach=breach))
+
+    def exhausted(self) -> MaestroError:
+        """The error of the request once no attempt is left."""
+        trail = self.trail
+        error = self.final or (trail.failed[-1].error if trail.failed else None)
+        if self.final is None and trail.answering is not None and trail.answering.error is not None:
+            # Nobody went on with it: it ends with the error that broke it.
+            error = trail.answering.error
+        if error is None:
+            # Every planned backend was taken by trial calls of other requests in the meantime: plan again to say why.
+            now, source = time.time(), self._source
+            return refusal(plan(self.needs, source.table, source.local, now, self._dice), self.needs, now)
+        return add_trail(error, trail)
+
+    def _end(self, attempt: Attempt, fate: AttemptFate.ValueType) -> None:
+        attempt.ended = time.monotonic()
+        attempt.fate = fate
+        self._source.local.load.in_flight[attempt.backend.id] -= 1
+
+    def _estimate(self, attempt: Attempt) -> None:
+        attempt.usage = estimate_usage(attempt.told, self.needs.input_tokens, attempt.characters)
+        attempt.cost = cost_at(attempt.backend, attempt.usage)
+
+    def fails_over(self, error: MaestroError) -> bool:
+        """Whether another backend may be tried after `error`: the route's word stands above the error's own."""
+        policy, reason = self.policy, error.reason_value
+        if reason in policy.failover_off:
+            return False
+        return error.failover or (reason in policy.failover_on and reason not in _CALLER_FAULTS)
+
+    def _over(self) -> bool:
+        """Whether the caller's time is over."""
+        return self.deadline is not None and time.monotonic() >= self.deadline - _HASTE
+
+    def _judge(self, attempt: Attempt, error: MaestroError) -> MaestroError:
+        """The error as it counts here, with its verdicts."""
+        if self._over() and isinstance(error, Timeout | Cancelled):
+            # The caller's time is over: that says nothing about the backend, and nobody waits for another one.
+            error = Timeout(
+                error.message, metadata=error.metadata, retryable=False, failover=False, counts_against_health=False
+            )
+        elif isinstance(error, Cancelled):
+            # Not by this side: an adapter that goes down cancels its calls.
+            error = UpstreamError(f"the adapter cancelled the call: {error.message}", metadata=error.metadata)
+        elif breach := find_breach(error, attempt.backend, self.needs):
+            error.metadata["breach"] = breach
+            error.failover = True
+        if self.trail.first_content:
+            error.metadata["after_content"] = "true"
+        attempt.breach = error.metadata.get("breach", "")
+        error.metadata.setdefault("provider", attempt.backend.provider)
+        error.metadata.setdefault("model", attempt.backend.model)
+        return error
+
+    async def _recover(self, moves_on: bool) -> Backend | None:
+        """A backend that is worth asking again, once it may be; only the last one unless the error `moves_on`."""
+        trail, policy, local = self.trail, self.policy, self._source.local
+        if len(trail.attempts) >= policy.max_attempts:
+            return None
+        latest = {attempt.backend.id: attempt for attempt in (trail.failed if moves_on else trail.failed[-1:])}
+        soonest: tuple[float, Backend] | None = None
+        back_off = min(policy.longest_back_off, policy.back_off * 2**self._retries * (0.5 + self._dice()))
+        for attempt in latest.values():
+            error = attempt.error
+            if error is None or not error.retryable:
+                continue
+            pause = max(back_off, attempt.ended + (error.retry_after or 0.0) - time.monotonic())
+            if barred := local.bars(attempt.backend, time.time()):
+                if not barred[1]:
+                    continue
+                pause = max(pause, barred[1] - time.time() + _GRACE)
+            # The one that failed longest ago first, where several may be asked equally soon.
+            if pause <= policy.longest_back_off + _GRACE and (soonest is None or pause < soonest[0]):
+                soonest = pause, attempt.backend
+        if soonest is None:
+            return None
+        pause, backend = soonest
+        if self.deadline is not None and time.monotonic() + pause >= self.deadline:
+            return None
+        if not self._budget.take(self.decision.route.name):
+            return None
+        self._retries += 1
+        await asyncio.sleep(pause)
+        return backend if local.bars(backend, time.time()) is None else None
