@@ -47,7 +47,10 @@ from maestro_sdk.testing.wire import Wire
 
 _FOREIGN = ("MAESTRO", "ANTHROPIC_", "OPENAI_", "AZURE_", "GOOGLE_", "GCLOUD_", "AWS_")
 _KEY = "CONFORMANCE_KEY"
-_VLLM_STARTED_WITH = ["TOOLS", "PARALLEL_TOOLS", "TOOL_CHOICE", "STREAMED_TOOL_ARGS", "REASONING", "VISION"]
+_VLLM_STARTED_WITH = [
+    *("TOOLS", "PARALLEL_TOOLS", "TOOL_CHOICE", "STREAMED_TOOL_ARGS"),
+    *("REASONING", "VISION", "PREFILL"),
+]
 FORMAT = "maestro.conformance.adapters/1"
 """The format of `--report`."""
 
@@ -85,7 +88,7 @@ class Adapter:
 ADAPTERS = (
     Adapter(
         "claude",
-        ("anthropic/claude-sonnet-5", "anthropic/claude-opus-5-5"),
+        ("anthropic/claude-sonnet-5", "anthropic/claude-opus-5-5", "anthropic/claude-haiku-4-5"),
         oblige_anthropic_account,
         lambda url: {"base_url": url, "api_key": {"env": _KEY}},
         upstreams=(Upstream("anthropic/claude-opus-5-5", anthropic_messages.WIRE, ANTHROPIC_MESSAGES),),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatResponse, Finish, Started, TextDelta, ToolCallDelta
 from maestro.llm.v1.message_pb2 import Citation, Part, TextPart
-from maestro.llm.v1.usage_pb2 import Cost, Usage
+from maestro.llm.v1.usage_pb2 import Cost, Headroom, RateLimit, Usage
 from maestro_sdk.adapter.fold import Fold, fold, merge_usage
 from maestro_sdk.errors import StreamBroken
 from maestro_sdk.testing.scripted import answer
@@ -43,6 +43,14 @@ def test_parts_hold_exactly_what_their_deltas_said(events: list[ChatEvent]):
             raise AssertionError("the strategy puts no state before content")
     assert [part.index for part in response.parts] == began
     assert {part.index: _text(part) for part in response.parts} == texts
+
+
+def test_what_the_limits_leave_is_kept():
+    left = Headroom(requests=RateLimit(remaining=0))
+    events = answer("a")
+    events[-1].finish.headroom.CopyFrom(left)
+    assert fold(events).headroom == left
+    assert not fold(answer("a")).HasField("headroom")
 
 
 @given(answers())

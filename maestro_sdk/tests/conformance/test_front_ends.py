@@ -33,10 +33,10 @@ async def test_the_command_reports(tmp_path: Path) -> None:
     async with serve_flawed(None) as address:
         code, said = await call("-m", "maestro_sdk.cli", "conformance", address, "--report", str(file), folder=tmp_path)
     assert code == 0, said
-    assert "obliging/model conforms: 54 proven, 2 not declared" in said
+    assert "obliging/model conforms: 55 proven, 2 not declared" in said
     report = written(file)
     assert (report["format"], report["passed"], report["model"]) == ("maestro.conformance/1", True, "obliging/model")
-    assert report["summary"] == {"proven": 54, "failed": 0, "blocked": 0, "not_declared": 2, "untested": 0}
+    assert report["summary"] == {"proven": 55, "failed": 0, "blocked": 0, "not_declared": 2, "untested": 0}
     cases = {case["name"]: case for case in report["cases"]}
     assert set(cases) == {case.name for case in CASES}
     assert (cases["seed"]["feature"], cases["seed"]["support"], cases["health"]["kind"]) == ("SEED", "native", "core")
@@ -62,7 +62,7 @@ async def test_pytest_runs_a_test_per_case(tmp_path: Path) -> None:
         code, said = await call(*pytest_, *options, folder=tmp_path)
     assert code == 1, said
     # Blocked cases are red as well: nothing of the core is skipped.
-    assert f"3 failed, {len(CASES) - 5} passed, 2 skipped" in said, said
+    assert f"4 failed, {len(CASES) - 6} passed, 2 skipped" in said, said
     assert "seen:     5 stands before 4" in said
     assert written(file)["summary"]["failed"] == 1
 

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, cast
 
 import pytest
@@ -29,7 +29,7 @@ from maestro_sdk.errors import (
 )
 from maestro_sdk.service.settings import load
 from maestro_sdk.testing import anthropic_messages as wire
-from maestro_sdk.testing.faults import FaultServer, Sse, Stall, Wait
+from maestro_sdk.testing.faults import FaultServer, Headers, Sse, Stall, Step, Wait
 from maestro_sdk.testing.wire import Answer, Tokens, ToolCall
 
 CLOSE = 2
@@ -179,6 +179,23 @@ async def test_retry_after_reaches_the_caller(way: Way, ask: Any, provider_at: A
     assert caught.value.retry_after == 3.0
     assert caught.value.metadata["request_id"] == "req_9"
     assert caught.value.metadata["upstream_status"] == "429"
+
+
+@BOTH
+async def test_what_the_limits_leave_is_told(way: Way, ask: Any, provider_at: Any) -> None:
+    left = {"Requests-Remaining": "49", "Requests-Limit": "50", "Input-Tokens-Remaining": "0", "Tokens-Remaining": "9"}
+    headers = Headers(200, {f"Anthropic-RateLimit-{name}": value for name, value in left.items()})
+    async with FaultServer() as server, provider_at(server.url) as provider:
+        server.on("POST", wire.PATH, lambda seen: (headers, *_steps(wire.text()(seen))))
+        told = (await way(provider, ask())).headroom
+        server.on("POST", wire.PATH, wire.text())
+        assert not (await way(provider, ask())).HasField("headroom")
+    assert (told.requests.remaining, told.requests.limit, told.tokens.remaining) == (49, 50, 0)
+
+
+def _steps(steps: Iterable[Step]) -> list[Step]:
+    """The steps without their head."""
+    return [step for step in steps if not isinstance(step, Headers)]
 
 
 @BOTH

@@ -137,7 +137,7 @@ async def test_declared_features_are_those_with_a_test() -> None:
     (model,) = await LocalProvider(LocalSettings(hashing=False)).models()
     assert {Feature.Name(entry.feature).removeprefix("FEATURE_") for entry in model.features} == {
         "CHAT", "STREAMING", "SYSTEM_PROMPT", "TOOLS", "PARALLEL_TOOLS", "TOOL_CHOICE", "STREAMED_TOOL_ARGS",
-        "JSON_SCHEMA", "REASONING", "STOP_SEQUENCES", "SEED", "TOKEN_COUNTING",
+        "JSON_SCHEMA", "REASONING", "STOP_SEQUENCES", "SEED", "TOKEN_COUNTING", "PREFILL",
     }  # fmt: skip
     assert not supports(model, Feature.FEATURE_TEMPERATURE)
     assert not supports(model, Feature.FEATURE_VISION)

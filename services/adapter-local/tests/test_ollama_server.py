@@ -371,7 +371,12 @@ def test_windows(shown: dict[str, Any], num_ctx: int | None, window: int | None)
 @pytest.mark.parametrize(
     ("shown", "features", "levels"),
     [
-        (b'{"capabilities": ["completion"]}', {*BASIC_FEATURES, "JSON_SCHEMA", "LOGPROBS"}, False),
+        (b'{"capabilities": ["completion"]}', {*BASIC_FEATURES, "JSON_SCHEMA", "LOGPROBS", "PREFILL"}, False),
+        (
+            b'{"capabilities": ["completion", "thinking"]}',
+            {*BASIC_FEATURES, "JSON_SCHEMA", "LOGPROBS", "REASONING"},
+            False,
+        ),
         (b'{"capabilities": ["completion"], "remote_host": "https://ollama.com"}', set(BASIC_FEATURES), False),
         (b'{"capabilities": ["completion", "insert", "vision"], "details": {"family": "gptoss"}}', None, True),
         (b'{"capabilities": ["embedding"]}', {"EMBEDDINGS"}, False),
@@ -381,7 +386,7 @@ def test_windows(shown: dict[str, Any], num_ctx: int | None, window: int | None)
 def test_capabilities(shown: bytes, features: set[str] | None, levels: bool) -> None:
     served = read_show(shown, Tag("m", "", ""))
     assert set(served.features or ()) == (
-        {*BASIC_FEATURES, *("JSON_SCHEMA", "LOGPROBS", "VISION")} if features is None else features
+        {*BASIC_FEATURES, *("JSON_SCHEMA", "LOGPROBS", "VISION", "PREFILL")} if features is None else features
     )
     assert served.think_levels is levels
 

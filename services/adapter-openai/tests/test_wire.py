@@ -31,7 +31,7 @@ from maestro_sdk.errors import (
 )
 from maestro_sdk.service.settings import Secret
 from maestro_sdk.testing import openai_chat as scripts
-from maestro_sdk.testing.faults import FaultServer, Headers, Reply, Send, Stall
+from maestro_sdk.testing.faults import FaultServer, Headers, Reply, Seen, Send, Stall, Step
 from maestro_sdk.testing.servers import Aimock, free_port
 from maestro_sdk.testing.wire import Answer, Tokens, ToolCall
 
@@ -164,6 +164,22 @@ async def test_retry_after(server: FaultServer, provider: OpenAIProvider, mode: 
         await call(provider, ask(), mode)
     assert caught.value.retry_after == 3.0
     assert caught.value.metadata["request_id"] == "req_9"
+
+
+@both
+async def test_what_the_limits_leave_is_told(server: FaultServer, provider: OpenAIProvider, mode: str) -> None:
+    left = {"Remaining-Requests": "59", "Limit-Requests": "60", "Reset-Requests": "1s", "Remaining-Tokens": "-1"}
+    head = Headers(200, {f"X-RateLimit-{name}": value for name, value in left.items()})
+
+    def reply(seen: Seen) -> list[Step]:
+        return [head, *(step for step in scripts.text()(seen) if not isinstance(step, Headers))]
+
+    server.on("POST", scripts.PATH, reply)
+    told = fold(await call(provider, ask(), mode)).headroom
+    assert (told.requests.remaining, told.requests.limit, told.requests.reset.seconds) == (59, 60, 1)
+    assert not told.HasField("tokens")
+    server.on("POST", scripts.PATH, scripts.text())
+    assert not fold(await call(provider, ask(), mode)).HasField("headroom")
 
 
 async def test_what_came_before_the_cut_is_given_out(server: FaultServer, provider: OpenAIProvider) -> None:

@@ -131,6 +131,8 @@ class Fold:
         merge_usage(response.usage, finish.usage)
         if finish.HasField("cost"):
             response.cost.CopyFrom(finish.cost)
+        if finish.HasField("headroom"):
+            response.headroom.CopyFrom(finish.headroom)
         for key, value in finish.provider_metadata.items():
             response.provider_metadata[key].CopyFrom(value)
         for index, part in self._parts.items():

@@ -18,14 +18,28 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
-from maestro.llm.v1.usage_pb2 import Cost, Price, Usage
+from maestro.llm.v1.usage_pb2 import Price
+from maestro_sdk.prices import cost_of, format_usd, nano_usd
+
+__all__ = [
+    "UNKNOWN",
+    "cost_of",
+    "format_usd",
+    "is_unknown",
+    "load_entries",
+    "load_models",
+    "nano_usd",
+    "read_model",
+    "support_of",
+    "supports",
+    "warn_unknown",
+]
 
 _FIELDS = frozenset(
     (
@@ -40,7 +54,6 @@ _PRICE_FIELDS = (
 UNKNOWN = "unknown"
 """The tag of a model of which nothing is known but its name: it gets the least features and no price."""
 _LEAST = ("CHAT", "STREAMING", "SYSTEM_PROMPT")
-_NANO = Decimal(10) ** 9
 _AMOUNT = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
@@ -146,46 +159,6 @@ def warn_unknown(model: Model) -> dict[str, str]:
     """The fields of the warning that an answer of such a model carries."""
     message = f"nothing is known of {model.id}: it gets the least features, and its cost is unknown"
     return {"code": "unknown_model", "message": message, "field": "model"}
-
-
-def cost_of(usage: Usage, price: Price, *, batch: bool = False) -> Cost:
-    """What `usage` costs under `price`: exact decimal arithmetic, rounded half up to the nano-dollar at the end.
-
-    `batch` says that the provider's batch API answered, for which prices may have a factor.
-    """
-    nano = nano_usd(usage, price, batch=batch)
-    return Cost(usd=format_usd(nano), price_date=price.effective_date, estimated=usage.estimated)
-
-
-def nano_usd(usage: Usage, price: Price, *, batch: bool = False) -> int:
-    """The cost of `usage` in nano-dollars."""
-    rate_in, rate_out = Decimal(price.input), Decimal(price.output)
-    cache_5m = Decimal(price.cache_write_5m) if price.cache_write_5m else rate_in
-    cached = usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
-    total = (
-        max(0, usage.input_tokens - cached) * rate_in
-        + usage.cache_read_tokens * (Decimal(price.cache_read) if price.cache_read else rate_in)
-        + usage.cache_write_5m_tokens * cache_5m
-        + usage.cache_write_1h_tokens * (Decimal(price.cache_write_1h) if price.cache_write_1h else cache_5m)
-        + max(0, usage.output_tokens - usage.reasoning_tokens) * rate_out
-        + usage.reasoning_tokens * (Decimal(price.reasoning) if price.reasoning else rate_out)
-    )
-    if price.input_character:
-        total += usage.input_characters * Decimal(price.input_character)
-    if batch and price.batch_factor:
-        total *= Decimal(price.batch_factor)
-    # Dollars per million tokens: one token at $1 costs a thousand nano-dollars.
-    nano = (total * 1000).to_integral_value(rounding="ROUND_HALF_UP")
-    if price.minimum_charge:
-        nano = max(nano, Decimal(price.minimum_charge) * _NANO)
-    return int(nano)
-
-
-def format_usd(nano: int) -> str:
-    """Nano-dollars as decimal text with at least six places: 54390000 becomes "0.054390"."""
-    whole, rest = divmod(nano, 10**9)
-    digits = f"{rest:09d}"
-    return f"{whole}.{digits[:6]}{digits[6:].rstrip('0')}"
 
 
 def _price_in_force(name: str, entries: Sequence[Mapping[str, Any]], today: datetime.date) -> Price | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 
+from maestro_sdk.adapter.announce import announcement_of, announcing
 from maestro_sdk.adapter.batch_servicer import BatchServicer
 from maestro_sdk.adapter.catalogue import Catalogue
 from maestro_sdk.adapter.embedding_servicer import EmbeddingServicer
@@ -19,7 +21,8 @@ from maestro_sdk.service.settings import AdapterConfig, Config
 def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Build:
     """Serves the provider that `build` makes, as the adapter `name` of the configuration.
 
-    A provider that is also an `Embedder`, a `FileStore` or a `Batcher` serves those services too.
+    A provider that is also an `Embedder`, a `FileStore` or a `Batcher` serves those services too. With `announce` in
+    its configuration the adapter announces itself to the mesh while it serves.
     """
 
     @asynccontextmanager
@@ -28,6 +31,7 @@ def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Bu
         if found is None:
             known = ", ".join(config.adapters) or "none"
             raise ConfigError([config.problem_at(f"adapters.{name}", f"is missing; there are: {known}")])
+        announcement = announcement_of(config, name, found)
         provider = build(config, found)
         try:
             catalogue = Catalogue(provider)
@@ -38,7 +42,12 @@ def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Bu
                 servicers.append(FileServicer(provider))
             if isinstance(provider, Batcher):
                 servicers.append(BatchServicer(provider, catalogue))
-            yield Service(address=found.address, servicers=servicers, ready=provider.check)
+            yield Service(
+                address=found.address,
+                servicers=servicers,
+                ready=provider.check,
+                beside=nullcontext if announcement is None else partial(announcing, announcement, config.nats.url),
+            )
         finally:
             await provider.close()
 

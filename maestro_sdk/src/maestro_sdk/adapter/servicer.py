@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from importlib.metadata import PackageNotFoundError, version
@@ -94,6 +95,7 @@ class ModelServicer(ModelServiceServicer):
     def __init__(self, provider: Provider, distribution: str = "maestro-sdk") -> None:
         """`distribution` is the installed package whose version the adapter reports."""
         self.provider = provider
+        self._started = time.time_ns()
         try:
             self._version = version(distribution)
         except PackageNotFoundError:
@@ -108,7 +110,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def GetInfo(self, request: GetInfoRequest, context: Any) -> GetInfoResponse:
         reason = await self.provider.check()
-        return GetInfoResponse(
+        info = GetInfoResponse(
             name=self.provider.name,
             version=self._version,
             spi_versions=[SPI_VERSION],
@@ -116,6 +118,8 @@ class ModelServicer(ModelServiceServicer):
             not_ready_reason=reason,
             providers=self.provider.providers,
         )
+        info.started.FromNanoseconds(self._started)
+        return info
 
 
 def price(events: Sequence[ChatEvent], model: Model) -> None:

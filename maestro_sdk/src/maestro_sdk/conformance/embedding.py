@@ -84,7 +84,7 @@ async def embeddings(target: Target) -> str:
 @feature(
     Feature.FEATURE_EMBEDDINGS,
     "a long list keeps its order",
-    "embedding.proto EmbedRequest.inputs: 1 to 2048; a list longer than the provider takes is split and joined again",
+    "embedding.proto EmbedRequest.inputs: 1 to 8192; a list longer than the provider takes is split and joined again",
     needs=_NEEDS,
     subject=Subject.MODEL,
 )
@@ -160,7 +160,7 @@ async def embedding_usage(target: Target) -> str:
 @feature(
     Feature.FEATURE_EMBEDDINGS,
     "vectors of nothing are refused",
-    "embedding.proto rules (buf.validate): 1 to 2048 inputs, a text is not empty; violations name the path; an unknown "
+    "embedding.proto rules (buf.validate): 1 to 8192 inputs, a text is not empty; violations name the path; an unknown "
     "model is NOT_FOUND",
     needs=_NEEDS,
     subject=Subject.MODEL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, cast
 
 from maestro.llm.v1.chat_pb2 import (
@@ -22,7 +23,7 @@ from maestro_sdk.conformance.answering import CONTENT, thoughtful
 from maestro_sdk.conformance.case import feature
 from maestro_sdk.conformance.outcome import Broken, expect
 from maestro_sdk.conformance.target import Refusal, Target
-from maestro_sdk.types import reasoning_of, text, text_of
+from maestro_sdk.types import assistant, reasoning_of, text, text_of
 
 
 def _expect_no_warning(answer: ChatResponse, field: str) -> None:
@@ -59,6 +60,24 @@ async def system_prompt(target: Target) -> str:
     more = told.usage.input_tokens - plain.usage.input_tokens
     expect(more >= 8, f"answered {prompts.said(told)} and read {more} tokens more", "with system text")
     return f"read: {more} tokens more"
+
+
+@feature(
+    Feature.FEATURE_PREFILL,
+    "an answer that was begun goes on",
+    "FEATURE_PREFILL: goes on with an assistant message that stands last, as if it had begun the message itself",
+    needs=("order",),
+)
+async def prefill(target: Target) -> str:
+    """Seen in a count: it goes on behind the numbers that were given, and does not begin again."""
+    request = prompts.count()
+    request.messages.append(assistant(", ".join(str(number) for number in range(1, prompts.BEGUN_TO + 1))))
+    answer = await target.ask(request, "prefill")
+    _expect_no_warning(answer, "messages")
+    numbers = re.findall(r"\d+", text_of(answer))
+    goes_on = numbers[:2] == [str(prompts.BEGUN_TO + 1), str(prompts.BEGUN_TO + 2)]
+    expect(goes_on, f"answered {prompts.said(answer)} after {prompts.BEGUN_TO}", "prefill")
+    return prompts.said(answer)
 
 
 @feature(

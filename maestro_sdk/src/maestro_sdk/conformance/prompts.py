@@ -11,6 +11,7 @@ from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Tool
 from maestro_sdk.types import text_of, user
 
 COUNT_TO = 60
+BEGUN_TO = 9
 WORD = "marigold"
 CODEWORD = "PINEAPPLE"
 FRUIT = "KIWI"

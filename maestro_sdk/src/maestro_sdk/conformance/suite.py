@@ -53,6 +53,7 @@ CASES: tuple[Case, ...] = (
     calling.concurrency,
     features.streaming,
     features.system_prompt,
+    features.prefill,
     tools.tools,
     tools.parallel_tools,
     tools.tool_choice,
@@ -84,6 +85,8 @@ CASES: tuple[Case, ...] = (
     batching.batch_refusals,
 )
 """All cases; a case stands after those that it needs."""
+CORE: tuple[Case, ...] = tuple(case for case in CASES if case.is_core)
+"""The cases that every server has to pass."""
 
 # What a whole suite about chat shows by itself.
 _SHOWN = frozenset({Feature.FEATURE_UNSPECIFIED, Feature.FEATURE_CHAT})
@@ -96,11 +99,12 @@ async def prove(
     timeout: float = TIMEOUT,
     key: str = "",
     watch: Callable[[Outcome], None] | None = None,
+    cases: Sequence[Case] = CASES,
 ) -> Report:
-    """Runs all cases against "host:port"; see `open_target`. `watch` hears of each outcome as it comes."""
+    """Runs `cases` against "host:port"; see `open_target`. `watch` hears of each outcome as it comes."""
     begun = time.monotonic()
     async with open_target(address, model=model, timeout=timeout, key=key) as target:
-        outcomes = await run(target, CASES, watch)
+        outcomes = await run(target, cases, watch)
         return Report.of(target, outcomes, time.monotonic() - begun)
 
 

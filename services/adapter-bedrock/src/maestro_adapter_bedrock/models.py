@@ -38,6 +38,7 @@ class WireFacts:
     schema_keys: frozenset[str]
     cache: frozenset[str]
     ttls: frozenset[str]
+    prefill: Literal["goes_on", "refused", "unknown"]
     embed: Embeds
 
 

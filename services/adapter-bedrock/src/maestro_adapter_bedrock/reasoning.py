@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ReasoningEffort
 from maestro_adapter_bedrock.models import BedrockModel
+from maestro_adapter_bedrock.prefill import begun_text
 from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
@@ -137,6 +138,9 @@ def _effort(effort: int, model: BedrockModel) -> str:
 
 
 def _obstacle(messages: Sequence[Mapping[str, Any]]) -> str:
+    if begun_text(messages):
+        # Thinking comes first in a turn.
+        return "the answer was begun without it"
     for message in reversed(messages):
         if message["role"] == "assistant":
             blocks = cast("list[Any]", message["content"])

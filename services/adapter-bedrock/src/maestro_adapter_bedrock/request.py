@@ -12,6 +12,7 @@ from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_bedrock.cache import CachePlan
 from maestro_adapter_bedrock.conversation import Conversation
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
+from maestro_adapter_bedrock.prefill import refuse_prefill
 from maestro_adapter_bedrock.reasoning import Thinking, reason
 from maestro_adapter_bedrock.tools import name_tools, plan_tools
 from maestro_sdk.adapter.notes import Notes
@@ -59,6 +60,7 @@ def to_wire(request: ChatRequest, model: BedrockModel) -> Outgoing:
     names = name_tools(request)
     talk = Conversation(request, model, names, cache, notes)
     tools = plan_tools(request, names, talk.called, model, cache.point if cache.tools else None, notes)
+    refuse_prefill(request, model, talk.messages)
     max_tokens = _max_tokens(request, model, notes)
     thinking = reason(request, model, max_tokens, talk.messages, tools.forced, notes)
     body: dict[str, Any] = {"messages": talk.messages}

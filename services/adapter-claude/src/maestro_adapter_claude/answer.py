@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,12 +19,13 @@ from maestro.llm.v1.chat_pb2 import (
     ToolCallDelta,
 )
 from maestro.llm.v1.message_pb2 import Citation, OpaquePart, Origin, Part, ReasoningPart
-from maestro.llm.v1.usage_pb2 import Usage
+from maestro.llm.v1.usage_pb2 import Headroom, Usage
 from maestro_adapter_claude.conversation import API
 from maestro_adapter_claude.failure import to_error
 from maestro_adapter_claude.models import PROVIDER
 from maestro_adapter_claude.request import Outgoing
 from maestro_sdk.adapter.facts import to_struct
+from maestro_sdk.adapter.headroom import headroom
 from maestro_sdk.adapter.sse import SseParser
 from maestro_sdk.errors import MaestroError, StreamBroken
 
@@ -76,6 +78,7 @@ class Stream:
         "_counts",
         "_facts",
         "_handlers",
+        "_headroom",
         "_message",
         "_next",
         "_origin",
@@ -100,6 +103,7 @@ class Stream:
         self._stops: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
         self._facts: dict[str, Any] = {}
+        self._headroom: Headroom | None = None
         self._origin = Origin(provider=PROVIDER, api=API, model=outgoing.model)
         self._handlers: dict[str, Callable[[Json, list[ChatEvent]], None]] = {
             "content_block_delta": self._on_delta,
@@ -109,6 +113,10 @@ class Stream:
             "message_delta": self._on_message_delta,
             "message_stop": self._on_message_stop,
         }
+
+    def hear(self, headers: Mapping[str, str]) -> None:
+        """Takes the headers of the answer; call it before the events, or not at all."""
+        self._headroom = headroom(headers, time.time())
 
     def feed(self, raw: bytes) -> list[ChatEvent]:
         """The events that `raw` completes."""
@@ -157,6 +165,16 @@ class Stream:
             raise self.failure
         if not self.finished:
             raise StreamBroken("the provider's stream ended without message_stop")
+
+    def whole(self, body: bytes) -> list[ChatEvent]:
+        """The events of a unary answer. Raises `StreamBroken` when it can't be read, or the error that it holds."""
+        try:
+            message: Any = orjson.loads(body)
+            if message["type"] == "error":
+                raise to_error(200, body, {})
+            return self.read(message)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise StreamBroken(f"the provider's answer can't be read: {type(error).__name__}: {error}") from error
 
     def read(self, message: Json) -> list[ChatEvent]:
         """The events of a unary answer: the same that its stream would have brought."""
@@ -300,6 +318,7 @@ class Stream:
             reason=meaning,
             raw_reason=reason,
             stop_sequence=self._stops.get("stop_sequence") or "",
+            headroom=self._headroom,
         )
         if self._counts:
             # Without any usage on the wire there is none here: the cost is unknown then, not zero.
@@ -363,13 +382,7 @@ class Stream:
 
 def to_events(body: bytes, outgoing: Outgoing) -> list[ChatEvent]:
     """The events of a unary answer. Raises `StreamBroken` when it can't be read, or the error that it holds."""
-    try:
-        message: Any = orjson.loads(body)
-        if message["type"] == "error":
-            raise to_error(200, body, {})
-        return Stream(outgoing).read(message)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StreamBroken(f"the provider's answer can't be read: {type(error).__name__}: {error}") from error
+    return Stream(outgoing).whole(body)
 
 
 def _citation(found: Json) -> Citation:

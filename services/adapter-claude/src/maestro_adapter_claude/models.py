@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maestro.llm.v1.model_pb2 import Model
-from maestro_sdk.adapter.models import load_entries, read_model
+from maestro.llm.v1.model_pb2 import Feature, Model
+from maestro_sdk.adapter.models import is_unknown, load_entries, read_model, supports
 
 PROVIDER = "anthropic"
 DEFAULT_WIRE = "adaptive"
@@ -33,6 +33,11 @@ class ClaudeModel:
 
     model: Model
     wire: WireFacts
+
+    @property
+    def refuses_prefill(self) -> bool:
+        """Whether it is known to refuse a conversation that ends with an assistant message."""
+        return not is_unknown(self.model) and not supports(self.model, Feature.FEATURE_PREFILL)
 
     @property
     def max_output_tokens(self) -> int | None:

@@ -27,7 +27,7 @@ from maestro_adapter_claude.location import locate
 from maestro_adapter_claude.models import PROVIDER, ClaudeModel
 from maestro_adapter_claude.sdk import Sdk
 from maestro_adapter_claude.settings import ClaudeSettings
-from maestro_adapter_claude.translate import Outgoing, Stream, read_count, to_count, to_error, to_events, to_wire
+from maestro_adapter_claude.translate import Outgoing, Stream, read_count, to_count, to_error, to_wire
 from maestro_sdk.adapter.group import ProviderGroup
 from maestro_sdk.adapter.http import HttpWire, drain
 from maestro_sdk.adapter.provider import Provider
@@ -85,7 +85,7 @@ class ClaudeProvider:
         body = orjson.dumps({**outgoing.body, "stream": True})
         answer = Stream(outgoing)
         with _about(request, outgoing):
-            async with self._wire.stream(PATH, body, self._headers(outgoing)) as chunks:
+            async with self._wire.stream(PATH, body, self._headers(outgoing), answer.hear) as chunks:
                 async for chunk in chunks:
                     events = answer.feed(chunk)
                     if events:
@@ -101,9 +101,10 @@ class ClaudeProvider:
     async def complete(self, request: ChatRequest) -> Sequence[ChatEvent]:
         """Answers at once, through the unary endpoint; see `Completer`."""
         outgoing = self._translate(request)
+        answer = Stream(outgoing)
         with _about(request, outgoing):
-            content = await self._wire.post(PATH, orjson.dumps(outgoing.body), self._headers(outgoing))
-            return to_events(content, outgoing)
+            body = orjson.dumps(outgoing.body)
+            return answer.whole(await self._wire.post(PATH, body, self._headers(outgoing), answer.hear))
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """The input tokens of `request`, as the provider counts them."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ReasoningEffort
 from maestro_adapter_claude.models import ClaudeModel
+from maestro_adapter_claude.prefill import begins_answer
 from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.errors import InvalidRequest
 
@@ -101,6 +102,9 @@ def _effort(effort: int, model: ClaudeModel) -> str:
 
 
 def _obstacle(messages: Sequence[Mapping[str, Any]], choice: ToolChoiceParam | None) -> str:
+    if begins_answer(messages):
+        # Thinking comes first in a turn.
+        return "the answer was begun without it"
     if choice is not None and choice["type"] in {"any", "tool"}:
         return "a tool call is forced"
     for message in reversed(messages):

@@ -10,6 +10,7 @@ from maestro.llm.v1 import chat_pb2
 from maestro.llm.v1.chat_pb2 import CacheTtl, ChatRequest
 from maestro_adapter_claude.conversation import to_messages
 from maestro_adapter_claude.models import PROVIDER, ClaudeModel
+from maestro_adapter_claude.prefill import refuse_prefill
 from maestro_adapter_claude.reasoning import reason
 from maestro_adapter_claude.schema import fit_schema
 from maestro_adapter_claude.tools import to_tool_choice, to_tools
@@ -59,6 +60,7 @@ def to_wire(request: ChatRequest, model: ClaudeModel, default_max_tokens: int) -
     tools = to_tools(request, names, model, cache.control if cache.tools else None, notes)
     choice = to_tool_choice(request, names, model, notes)
     messages = to_messages(request, name, names.__getitem__, cache.messages, cache.control, notes)
+    refuse_prefill(request, model, messages)
     reasoning = reason(request, model, default_max_tokens, messages, choice, notes)
     body: dict[str, Any] = {"model": name, "max_tokens": reasoning.max_tokens, "messages": messages}
     if system := _system(request, cache, notes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
@@ -19,11 +20,15 @@ from maestro_sdk.errors import MaestroError, StreamBroken, Unimplemented
 
 TOKENIZE = "/tokenize"
 VLLM_FEATURES = (*BASIC_FEATURES, "JSON_SCHEMA", "LOGPROBS", "TOKEN_COUNTING")
-"""What vLLM does itself, whatever the model; whether tools are called natively depends on how it was started."""
+"""What vLLM does itself, whatever the model; whether tools are called natively depends on how it was started.
+PREFILL comes with models that do not reason."""
 # Where servers tell how much fits into a call: vLLM and SGLang, LM Studio, OpenRouter and others.
 _WINDOW_FIELDS = ("max_model_len", "max_context_length", "context_length", "context_window")
 _MANY = 1000
-_COUNTED = ("model", "messages", "tools", "chat_template_kwargs", "add_special_tokens")
+_COUNTED = (
+    *("model", "messages", "tools", "chat_template_kwargs", "add_special_tokens"),
+    *("add_generation_prompt", "continue_final_message"),
+)
 _DIALECTS: Mapping[str, Dialect] = {
     "openai": Dialect(provider=PROVIDER),
     "vllm": Dialect(
@@ -31,6 +36,7 @@ _DIALECTS: Mapping[str, Dialect] = {
         max_tokens="max_completion_tokens",
         stop_limit=_MANY,
         reasoning_fields=("reasoning", "reasoning_content"),
+        continue_final=True,
     ),
 }
 
@@ -60,7 +66,6 @@ class CompatibleServer:
         """`headers` carry the key, where there is one."""
         self._settings = settings
         self._knowledge = knowledge
-        self._features = VLLM_FEATURES if settings.api == "vllm" else None
         self._models: list[Model] = []
         self._listing = self._open(settings.base_url, headers, settings.list_timeout, settings.list_timeout)
         self._calls = self._open(settings.base_url, headers, settings.connect_timeout, settings.read_timeout)
@@ -70,7 +75,7 @@ class CompatibleServer:
         self._embeddings = Embeddings(self._calls)
         # One per entry of the configuration: what a model understands decides what may be sent to it.
         self._dialects = [
-            _DIALECTS[settings.api].for_model(knowledge.describe(Served("model", None, self._features), place))
+            _DIALECTS[settings.api].for_model(knowledge.describe(Served("model", None, self._told(place)), place))
             for place in range(len(knowledge.entries))
         ]
         self._callers = [
@@ -89,7 +94,8 @@ class CompatibleServer:
         """Asks the server for its models. Raises a `MaestroError`, or `ValueError` for a list that can't be read."""
         listed = read_listing(await self._listing.get("/models"))
         self._models = [
-            self._knowledge.describe(Served(served.name, served.context_window, self._features)) for served in listed
+            self._knowledge.describe(replace(served, features=self._told(self._knowledge.place(served.name))))
+            for served in listed
         ]
         return self._models
 
@@ -107,7 +113,7 @@ class CompatibleServer:
             raise Unimplemented(f"the server {self._settings.name} can't count tokens")
         body = to_wire(request, self._dialects[self._place(request.model)]).body
         counted = {name: body[name] for name in _COUNTED if name in body}
-        answer = await self._root.post(TOKENIZE, orjson.dumps({**counted, "add_generation_prompt": True}))
+        answer = await self._root.post(TOKENIZE, orjson.dumps({"add_generation_prompt": True, **counted}))
         try:
             return int(orjson.loads(answer)["count"])
         except (KeyError, TypeError, ValueError) as error:
@@ -129,6 +135,14 @@ class CompatibleServer:
         """Closes all connections."""
         for opened in (self._listing, self._calls, self._root, *self._callers):
             await opened.close()
+
+    def _told(self, place: int) -> Sequence[str] | None:
+        """What the server can do for models of that entry; None where it does not say."""
+        if self._settings.api != "vllm":
+            return None
+        # A parser for reasoning that finds no end of it, since it came before, may take all the text for reasoning.
+        named = (*self._settings.features, *self._knowledge.entries[place].features)
+        return VLLM_FEATURES if "REASONING" in named else (*VLLM_FEATURES, "PREFILL")
 
     def _place(self, model: str) -> int:
         return self._knowledge.place(model.removeprefix(f"{PROVIDER}/"))

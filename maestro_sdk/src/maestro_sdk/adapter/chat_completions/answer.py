@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,11 @@ from maestro.llm.v1.chat_pb2 import (
     Warning,  # noqa: A004 - the contract's name
 )
 from maestro.llm.v1.message_pb2 import Citation, Part, RefusalPart, TokenLogprob, TopLogprob
-from maestro.llm.v1.usage_pb2 import Usage
+from maestro.llm.v1.usage_pb2 import Headroom, Usage
 from maestro_sdk.adapter.chat_completions.dialect import Dialect
 from maestro_sdk.adapter.chat_completions.failure import stream_error
 from maestro_sdk.adapter.fold import merge_usage
+from maestro_sdk.adapter.headroom import headroom
 from maestro_sdk.adapter.sse import SseParser
 from maestro_sdk.adapter.toolcalls import PartIndexes, ToolCalls
 from maestro_sdk.errors import StreamBroken, UpstreamError
@@ -44,6 +46,7 @@ class Stream:
         "_dialect",
         "_fallback_id",
         "_filters",
+        "_headroom",
         "_indexes",
         "_metadata",
         "_model",
@@ -81,6 +84,7 @@ class Stream:
         self._indexes = PartIndexes()
         self._calls = ToolCalls(self._indexes, fallback_id)
         self._filters: dict[str, dict[str, Any]] = {}
+        self._headroom: Headroom | None = None
         self._metadata: dict[str, Any] = {}
         self._raw_reason = ""
         self._refusal: list[str] = []
@@ -96,6 +100,7 @@ class Stream:
         for name, fact in self._dialect.metadata_headers.items():
             if value := headers.get(name):
                 self._metadata[fact] = value
+        self._headroom = headroom(headers, time.time())
 
     def feed(self, data: bytes) -> list[ChatEvent]:
         """The events that `data` completes.
@@ -270,7 +275,12 @@ class Stream:
         if self._refusal:
             index = self._indexes.get("refusal")
             events.append(ChatEvent(part=Part(index=index, refusal=RefusalPart(text="".join(self._refusal)))))
-        finish = Finish(reason=self._reason(), raw_reason=self._raw_reason, stop_sequence=self._stop_sequence)
+        finish = Finish(
+            reason=self._reason(),
+            raw_reason=self._raw_reason,
+            stop_sequence=self._stop_sequence,
+            headroom=self._headroom,
+        )
         if self._usage is not None:
             finish.usage.CopyFrom(self._usage)
         if self._filters:

@@ -52,6 +52,8 @@ class Dialect:
     efforts: Mapping[str, str] = field(default_factory=lambda: dict(EFFORTS))
     """The contract's effort in lower case to the server's word; an effort that is missing is not sent."""
 
+    continue_final: bool = False
+    """Whether `continue_final_message` makes the model go on with an assistant message that stands last."""
     cache_points: int = 0
     """How many places up to which the prompt is kept can be named; 0 means that the server chooses by itself."""
 
@@ -98,6 +100,7 @@ class Dialect:
             seed=self.seed and supports(model, Feature.FEATURE_SEED),
             stop_limit=self.stop_limit if supports(model, Feature.FEATURE_STOP_SEQUENCES) else 0,
             logprobs=self.logprobs and supports(model, Feature.FEATURE_LOGPROBS),
+            continue_final=self.continue_final and supports(model, Feature.FEATURE_PREFILL),
             efforts=self.efforts if supports(model, Feature.FEATURE_REASONING) else {},
             tools=self.tools and supports(model, Feature.FEATURE_TOOLS),
             parallel_tool_calls=self.parallel_tool_calls and supports(model, Feature.FEATURE_PARALLEL_TOOLS),

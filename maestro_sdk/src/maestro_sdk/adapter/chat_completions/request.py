@@ -72,6 +72,10 @@ def to_wire(request: ChatRequest, dialect: Dialect, *, stream: bool = False) -> 
         names = ToolNames([tool.name for tool in request.tools], dialect.tool_name_length)
         wire.tool_names = names.renamed
     body["messages"] = messages(request, dialect, wire.warnings, ends, names)
+    if dialect.continue_final and _is_begun(body["messages"][-1]):
+        # Else the template would close the turn, and the model begin another one.
+        body["add_generation_prompt"] = False
+        body["continue_final_message"] = True
     _tools(request, dialect, wire, names)
     _sampling(request, dialect, wire)
     _format(request.response_format, dialect, wire)
@@ -91,6 +95,11 @@ def to_wire(request: ChatRequest, dialect: Dialect, *, stream: bool = False) -> 
     if request.strict:
         refuse_warnings(wire.warnings)
     return wire
+
+
+def _is_begun(message: Mapping[str, Any]) -> bool:
+    """Whether the wire's last message is an answer that was begun, as text."""
+    return message["role"] == "assistant" and bool(message.get("content")) and "tool_calls" not in message
 
 
 def _sampling(request: ChatRequest, dialect: Dialect, wire: WireRequest) -> None:

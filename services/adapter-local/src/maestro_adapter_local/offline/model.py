@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, FinishReason
 from maestro.llm.v1.model_pb2 import Model
 from maestro_adapter_local.offline.answer import compose, digest_of
+from maestro_adapter_local.offline.begun import go_on, take_begun
 from maestro_adapter_local.offline.conversation import read
 from maestro_adapter_local.offline.events import PROVIDER, Rendering, limit, usage_of
 from maestro_adapter_local.offline.script import Script, scripted_answer
@@ -40,14 +41,18 @@ def prepare(request: ChatRequest, model: Model, script: Script, pace: float) -> 
     for number, tool in enumerate(request.tools):
         parse_schema(tool.input_schema, f"tools[{number}].input_schema")
     conversation = read(request)
-    left = model.context_window - conversation.input_tokens
+    input_tokens = conversation.input_tokens
+    left = model.context_window - input_tokens
     if left <= 0:
         raise ContextTooLong(
-            f"the conversation has {conversation.input_tokens} tokens, the window of {model.id} {model.context_window}"
+            f"the conversation has {input_tokens} tokens, the window of {model.id} {model.context_window}"
         )
+    asked, begun = take_begun(request)
+    if begun:
+        conversation = read(asked)
     digest = digest_of(request)
     error, events_before_error, delay = None, 0, 0.0
-    found = script.find(request, conversation)
+    found = script.find(asked, conversation)
     if found is not None:
         rule, values = found
         delay = rule.delay
@@ -56,14 +61,16 @@ def prepare(request: ChatRequest, model: Model, script: Script, pace: float) -> 
         if error is not None and rule.after is None:
             return Performance(None, delay, pace, error)
         events_before_error = rule.after or 0
-        answer = scripted_answer(rule, values, request)
+        answer = scripted_answer(rule, values, asked)
     else:
-        answer = compose(request, conversation)
+        answer = compose(asked, conversation)
+    if begun:
+        answer = go_on(answer, begun)
     limited = limit(answer, request, min(model.max_output_tokens, left))
     wished = request.max_tokens or model.max_output_tokens
     if limited.reason == FinishReason.FINISH_REASON_LENGTH and left < min(wished, model.max_output_tokens):
         limited = replace(limited, reason=FinishReason.FINISH_REASON_CONTEXT_WINDOW)
-    usage = usage_of(limited, answer, conversation.input_tokens)
+    usage = usage_of(limited, answer, input_tokens)
     rendering = Rendering(model.name, digest, answer, limited, usage)
     return Performance(rendering, delay, pace, error, events_before_error)
 

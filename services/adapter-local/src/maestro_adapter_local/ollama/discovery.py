@@ -63,6 +63,9 @@ def read_show(body: bytes, tag: Tag, num_ctx: int | None = None) -> Served:
         features = [name for word in capabilities for name in _BY_CAPABILITY.get(word, ())]
         if "completion" in capabilities and not document.get("remote_host"):
             features += _LOCAL
+            if "thinking" not in capabilities:
+                # Ollama leaves the last turn open. Whether a model that thinks goes on with it hangs on its template.
+                features.append("PREFILL")
     family = _text(_mapping(document.get("details")).get("family")) or tag.family
     return Served(
         name=tag.name,
