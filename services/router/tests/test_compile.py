@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import yaml
 from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro.router.v1 import router_pb2 as pb
-from maestro_router.compile import Adapter, Override, compile_routes
-from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy
-from maestro_sdk.service.settings import Config, load
+from maestro_router.compile import Adapter, compile_routes
+from maestro_router.conditions import Conditions
+from maestro_sdk.mesh.breaker import BreakerPolicy
+from maestro_sdk.mesh.table import Hedge, Policy, Residency, compile_table
+from maestro_sdk.service.settings import Config, QuarantineConfig, load
 from maestro_sdk.testing.tables import model
 
 NOW = 1_700_000_000.0
@@ -38,11 +40,13 @@ def serving(name: str, *models: Model) -> Adapter:
     return Adapter(name, f"127.0.0.1:{len(name)}", pb.ADAPTER_STATE_SERVING, "", "1", providers, models)
 
 
-def compiled(
-    config: Config, *adapters: Adapter, breakers: Mapping[str, Breaker] | None = None, **rest: Any
-) -> pb.RouteTable:
+def compiled(config: Config, *adapters: Adapter, conditions: Conditions | None = None) -> pb.RouteTable:
     by_name = {adapter.name: adapter for adapter in adapters}
-    return compile_routes(config, by_name, breakers or {}, rest.get("overrides", {}), 3, NOW)
+    return compile_routes(config, by_name, conditions or well(), 3, NOW)
+
+
+def well() -> Conditions:
+    return Conditions("router", BreakerPolicy(), QuarantineConfig())
 
 
 def targets(table: pb.RouteTable, route: str) -> list[str]:
@@ -86,8 +90,9 @@ def test_an_alias_is_a_route_of_one_model_or_a_copy_of_a_route(tmp_path: Path) -
 
 def test_states_of_backends_carry_their_reason(config: Config) -> None:
     name = "claude:anthropic/claude-sonnet-5-5"
-    opened = Breaker(BreakerPolicy())
-    opened.fail(NOW, ErrorReason.ERROR_REASON_PROVIDER_QUOTA, counts=True)
+    quota = ErrorReason.ERROR_REASON_PROVIDER_QUOTA
+    conditions = well()
+    conditions.report(pb.Outcome(backend_id=name, reason=quota, counts_against_health=True), "", NOW)
     unconfigured = Adapter(
         "claude", "a:1", pb.ADAPTER_STATE_UNCONFIGURED, "set ANTHROPIC_API_KEY", "1", ("anthropic",), CLAUDE.models
     )
@@ -98,9 +103,9 @@ def test_states_of_backends_carry_their_reason(config: Config) -> None:
 
     assert state(CLAUDE) == (pb.BACKEND_STATE_ACTIVE, "", 0)
     assert state(unconfigured) == (pb.BACKEND_STATE_DOWN, "set ANTHROPIC_API_KEY", 0)
-    assert state(CLAUDE, breakers={name: opened}) == (pb.BACKEND_STATE_OPEN, "PROVIDER_QUOTA", NOW + 300)
-    drained = {name: Override(pb.BACKEND_STATE_DRAINING, "maintenance")}
-    assert state(CLAUDE, overrides=drained, breakers={name: opened})[:2] == (pb.BACKEND_STATE_DRAINING, "maintenance")
+    assert state(CLAUDE, conditions=conditions) == (pb.BACKEND_STATE_OPEN, "PROVIDER_QUOTA", NOW + 300)
+    conditions.wish(name, "claude:anthropic", pb.BACKEND_STATE_DRAINING, "maintenance", NOW)
+    assert state(CLAUDE, conditions=conditions)[:2] == (pb.BACKEND_STATE_DRAINING, "maintenance")
 
 
 def test_everything_that_decides_reaches_the_table(tmp_path: Path) -> None:
@@ -137,3 +142,57 @@ def test_everything_that_decides_reaches_the_table(tmp_path: Path) -> None:
     # Who asks for an alias has chosen: only the route itself takes what matches.
     assert (alias.name, alias.HasField("match"), alias.HasField("experiment")) == ("review", False, True)
     assert dict(table.pins) == {"": "claude", "dev": "claude"}
+
+
+def test_policies_reach_every_decision(tmp_path: Path) -> None:
+    """From the file to what `plan` and dispatch read: a route, a model that is named, and an alias of one."""
+    sonnet, opus = model("anthropic/sonnet"), model("anthropic/opus")
+    policy = {
+        "targets": ["anthropic/opus", {"model": "anthropic/sonnet", "tier": 2}],
+        "tier_strategies": {2: "headroom"},
+        "require_native": True,
+        "max_attempts": 4,
+        "attempt_timeout": "90s",
+        "failover": {"on": ["CONTENT_POLICY"], "off": ["TIMEOUT"]},
+        "retry": {"share": 0.5, "back_off": "10ms", "longest_back_off": "1s"},
+        "hedge": {"after": "3s", "max_extra": 0.25},
+        "resume": "continue",
+        "on_router_loss": "refuse",
+        "router_loss_after": "5s",
+    }
+    config = configured(
+        tmp_path,
+        adapters={"claude": {"address": "127.0.0.1:1", "regions": ["eu"]}},
+        routes={"default": policy, "plain": {"targets": ["anthropic/opus"]}},
+        aliases={"fast": "anthropic/sonnet"},
+        tenants={"acme": {"regions": ["eu"], "providers": ["anthropic"]}, "other": {}},
+    )
+    adapter = replace(serving("claude", sonnet, opus), regions=("eu",))
+    table = compile_table(compiled(config, adapter))
+    expected = Policy(
+        max_attempts=4,
+        attempt_timeout=90,
+        first_event_timeout=120,
+        idle_timeout=120,
+        total_timeout=600,
+        failover_on=frozenset({ErrorReason.ERROR_REASON_CONTENT_POLICY}),
+        failover_off=frozenset({ErrorReason.ERROR_REASON_TIMEOUT}),
+        retry_share=0.5,
+        back_off=0.01,
+        longest_back_off=1,
+        hedge=Hedge(3, 0.25),
+        resumes=True,
+    )
+    for route in (table.routes["default"], table.routes["fast"], table.models["anthropic/opus"]):
+        assert (route.policy, route.require_native, route.loss_limit) == (expected, True, 5), route.name
+    assert table.routes["default"].tier_strategies == {2: "headroom"}
+    assert table.routes["fast"].tier_strategies == {}
+    plain = table.routes["plain"]
+    assert (plain.policy.hedge, plain.policy.resumes, plain.require_native, plain.loss_limit) == (
+        None,
+        False,
+        False,
+        None,
+    )
+    assert table.residencies == {"acme": Residency(frozenset({"eu"}), frozenset({"anthropic"}))}
+    assert {backend.regions for backend in table.backends.values()} == {frozenset({"eu"})}

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from maestro.event.v1.event_pb2 import ConfigRejected, ConfigReloaded
 from maestro_router.reload import Reload
-from maestro_sdk.mesh.strategy import STRATEGIES
+from maestro_sdk.mesh.table import STRATEGIES
 from maestro_sdk.service.hot_reload import differences, merge
 from maestro_sdk.service.settings import Config, ConfigError, load
 
@@ -88,6 +88,7 @@ def test_the_same_again_is_no_change(bench: Bench) -> None:
     assert not bench.events
 
 
+EMPTY = "says nothing, so a mesh that runs stays as it is; start it anew to have the defaults"
 LUCK = """\
 adapters: {a: {address: 'h:1'}}
 routes:
@@ -133,6 +134,16 @@ def test_a_file_that_is_gone_changes_nothing(bench: Bench) -> None:
     bench.reload.read()
     assert isinstance(bench.events[0], ConfigRejected)
     assert bench.events[0].problems[0].message == "there is no such file"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# routes: {}\n"])
+def test_a_file_that_was_emptied_changes_nothing(bench: Bench, text: str) -> None:
+    """A full disk or an editor that stops midway leaves one, and the defaults would let tenants out of their bounds."""
+    bench.write(text)
+    bench.reload.read()
+    assert not bench.applied
+    assert isinstance(bench.events[0], ConfigRejected)
+    assert bench.events[0].problems[0].message == EMPTY
 
 
 async def test_a_change_of_the_file_is_noticed(bench: Bench) -> None:

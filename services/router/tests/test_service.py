@@ -124,12 +124,26 @@ async def test_an_adapter_that_dies_is_down_and_comes_back(tmp_path: Path) -> No
             await backend_state(stub, pb.BACKEND_STATE_ACTIVE)
 
 
+async def test_the_first_table_knows_who_serves(tmp_path: Path) -> None:
+    adapter = Adapter()
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(adapter.run())
+        stub, _ = await stack.enter_async_context(
+            routed(tmp_path, {"first": address, "gone": f"127.0.0.1:{free_port()}"})
+        )
+        call = stub.WatchRoutes(pb.WatchRoutesRequest(subscriber="gateway"))
+        first = (await call.read()).table
+        call.cancel()
+    # A gateway that lost another router would have nobody to ask.
+    assert [(backend.id, backend.state) for backend in first.backends] == [(BACKEND, pb.BACKEND_STATE_ACTIVE)]
+
+
 async def test_reports_open_the_breaker_for_every_subscriber(tmp_path: Path) -> None:
     adapter = Adapter()
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(adapter.run())
         stub, router_address = await stack.enter_async_context(routed(tmp_path, {"first": address}))
-        watchers = [await stack.enter_async_context(RouteWatcher(router_address, f"gateway {n}")) for n in range(2)]
+        watchers = [await stack.enter_async_context(RouteWatcher([router_address], f"gateway {n}")) for n in range(2)]
         await backend_state(stub, pb.BACKEND_STATE_ACTIVE)
         failed = pb.Outcome(
             backend_id=BACKEND, reason=ErrorReason.ERROR_REASON_UPSTREAM_ERROR, counts_against_health=True
@@ -153,18 +167,17 @@ async def test_a_lost_router_leaves_the_last_table_in_force_and_a_snapshot(tmp_p
     snapshot = tmp_path / "table"
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(adapter.run())
-        async with AsyncExitStack() as life:
-            stub, router_address = await life.enter_async_context(routed(tmp_path, {"first": address}))
-            watcher = await stack.enter_async_context(RouteWatcher(router_address, "gateway", snapshot))
+        life = await stack.enter_async_context(AsyncExitStack())
+        stub, router_address = await life.enter_async_context(routed(tmp_path, {"first": address}))
+        async with RouteWatcher([router_address], "gateway", snapshot) as watcher, asyncio.timeout(10):
             await backend_state(stub, pb.BACKEND_STATE_ACTIVE)
-            async with asyncio.timeout(10):
-                while BACKEND not in watcher.table.backends:
-                    await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
+            while BACKEND not in watcher.table.backends:
+                await asyncio.sleep(0.01)
+            await life.aclose()
             while watcher.connected:
                 await asyncio.sleep(0.01)
-        assert BACKEND in watcher.table.backends
-        restarted = await stack.enter_async_context(RouteWatcher(router_address, "gateway", snapshot))
+            assert BACKEND in watcher.table.backends
+        restarted = await stack.enter_async_context(RouteWatcher([router_address], "gateway", snapshot))
         assert await restarted.ready(0.1)
         assert BACKEND in restarted.table.backends
 

@@ -29,7 +29,10 @@ _RETRY = 0.25
 
 
 class Link:
-    """A connection that is kept up for as long as `keep` runs; `changed` is called after every loss and return."""
+    """A connection that is kept up for as long as `keep` runs.
+
+    `changed` is called after every loss and return, and when `trouble` is another.
+    """
 
     def __init__(self, url: str, name: str, changed: Callable[[], None]) -> None:
         self._url = url
@@ -78,8 +81,9 @@ class Link:
 
         async def on_error(error: Exception) -> None:
             # Without this callback every failed try prints a traceback.
-            if not self.up:
-                self.trouble = f"NATS can't be reached: {error}"
+            if not self.up and self.trouble != (trouble := f"NATS can't be reached: {error}"):
+                self.trouble = trouble
+                self._changed()
             _log.debug("nats: %s", error)
 
         connect = cast("Any", nats).connect

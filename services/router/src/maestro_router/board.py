@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from google.protobuf.message import Message
 
 from maestro.router.v1 import router_pb2 as pb
 from maestro_router import notices
-from maestro_router.compile import Adapter, Override, compile_routes
+from maestro_router.compile import Adapter, compile_routes
+from maestro_router.conditions import Conditions
+from maestro_router.marks import Mark
 from maestro_sdk.errors import NotFound
-from maestro_sdk.mesh.breaker import Breaker, BreakerPolicy, State
+from maestro_sdk.mesh.breaker import BreakerPolicy
 from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.service.settings import Config
+
+_HEADROOM_PAUSE = 1.0
+"""Seconds between two tables that only tell headroom."""
 
 
 class Board:
@@ -27,14 +34,17 @@ class Board:
         self._publish = publish
         self._policy = BreakerPolicy(**config.router.breaker.model_dump())
         self._adapters: dict[str, Adapter] = {}
-        self._breakers: dict[str, Breaker] = {}
-        self._states: dict[str, State] = {}
-        self._opened: dict[str, float] = {}
-        self._overrides: dict[str, Override] = {}
+        self._since: dict[str, float] = {}
+        self._conditions = Conditions(os.urandom(6).hex(), self._policy, config.router.quarantine)
         self._timer: asyncio.TimerHandle | None = None
         self._next = asyncio.Event()
         # Versions grow across restarts of the router, so that a subscriber can tell old from new.
         self._version = int(time.time() * 1000)
+        self._built = 0.0
+        self.share: Callable[[list[Mark]], None] | None = None
+        """Takes what other routers have to know."""
+        self.attempts: dict[tuple[str, str], int] = {}
+        """Attempts that were reported, by backend and reason of the failure; "" for success."""
         self.local = LocalState()
         self.message = pb.RouteTable()
         self.table: Table = compile_table(self.message)
@@ -43,13 +53,8 @@ class Board:
     def configure(self, config: Config) -> None:
         """Takes a new configuration of routes, aliases, breakers and pins, all at once."""
         self._config = config
-        policy = BreakerPolicy(**config.router.breaker.model_dump())
-        if policy != self._policy:
-            # Breakers count under their limits: with others they begin anew.
-            self._policy = policy
-            known = list(self._breakers)
-            self._breakers.clear()
-            self._note_transitions(known, time.time())
+        self._policy = BreakerPolicy(**config.router.breaker.model_dump())
+        self._conditions.configure(self._policy, config.router.quarantine)
         self.rebuild()
 
     def adapters(self) -> list[Adapter]:
@@ -66,91 +71,123 @@ class Board:
         """Takes a new view of an adapter."""
         before = self._adapters.get(adapter.name)
         self._adapters[adapter.name] = adapter
-        if before is not None and adapter.since > before.since:
-            # Started anew: what its breakers know is of the past.
-            own = [name for name in self._breakers if name.partition(":")[0] == adapter.name]
-            for name in own:
-                del self._breakers[name]
-            self._note_transitions(own, time.time())
+        if adapter.since:
+            anew = adapter.since != self._since.get(adapter.name, adapter.since)
+            self._since[adapter.name] = adapter.since
+            self._conditions.renew(adapter.name, adapter.started, anew=anew, now=time.time())
         for payload in notices.of_adapter(before, adapter):
             self._publish(f"adapter/{adapter.name}", payload)
         self.rebuild()
 
-    def report(self, outcomes: Iterable[pb.Outcome]) -> None:
-        """Takes outcomes of attempts."""
-        now = time.time()
-        touched: set[str] = set()
-        for outcome in outcomes:
-            breaker = self._breakers.setdefault(outcome.backend_id, Breaker(self._policy))
-            if outcome.reason:
-                wait = outcome.retry_after.ToNanoseconds() / 1e9 if outcome.HasField("retry_after") else None
-                breaker.fail(now, outcome.reason, counts=outcome.counts_against_health, retry_after=wait)
-            else:
-                breaker.succeed(now)
-                self._observe(outcome, now)
-            touched.add(outcome.backend_id)
-        if self._note_transitions(touched, now):
-            self.rebuild()
+    def forget(self, name: str) -> None:
+        """Takes an adapter away, with all that is known of its backends but what operators set."""
+        before = self._adapters.pop(name, None)
+        if before is None:
+            return
+        self._since.pop(name, None)
+        self._conditions.forget(self._adapters)
+        gone = replace(before, state=pb.ADAPTER_STATE_DOWN, since=0.0)
+        for payload in notices.of_adapter(before, gone if before.reason else replace(gone, reason="it left")):
+            self._publish(f"adapter/{name}", payload)
+        self.rebuild()
 
-    def _observe(self, outcome: pb.Outcome, now: float) -> None:
-        first, whole = outcome.first_event.ToNanoseconds() / 1e9, outcome.duration.ToNanoseconds() / 1e9
-        self.local.observe(outcome.backend_id, first, whole, outcome.output_tokens, now)
+    def report(self, outcomes: Iterable[pb.Outcome], openings: Iterable[pb.Opening] = ()) -> None:
+        """Takes outcomes of attempts, and openings of the reporter's own breakers."""
+        now = time.time()
+        changed = False
+        for outcome in outcomes:
+            if not self._knows(outcome.backend_id):
+                continue
+            backend = self.table.backends.get(outcome.backend_id)
+            account = backend.account if backend is not None else ""
+            changed |= self._conditions.report(outcome, account, now)
+            self._count(outcome)
+            if not outcome.reason:
+                self._observe(outcome, now)
+        for opening in openings:
+            if self._knows(opening.scope):
+                changed |= self._conditions.open(opening, now)
+        if changed:
+            self.rebuild()
+        elif self._conditions.crossed:
+            self._arm(now)
+
+    def adopt(self, marks: Iterable[Mark]) -> None:
+        """Takes what other routers told."""
+        now = time.time()
+        if sum(self._conditions.adopt(mark, now) for mark in marks):
+            self.rebuild()
+        else:
+            self._tell()
+
+    def marks(self) -> list[Mark]:
+        """What a router has to know that knows nothing yet."""
+        return self._conditions.marks(time.time())
+
+    def known(self, mark: Mark) -> Mark | None:
+        """What is known here of the thing that `mark` is about."""
+        return self._conditions.known(mark)
 
     def set_state(self, backend_id: str, state: pb.BackendState.ValueType, reason: str) -> pb.Backend:
-        """Takes an operator's wish; ACTIVE also closes the breaker. Raises `NotFound`."""
-        if backend_id not in self.table.backends:
+        """Takes an operator's wish; ACTIVE also closes the breaker and ends the quarantine. Raises `NotFound`."""
+        backend = self.table.backends.get(backend_id)
+        if backend is None:
             raise NotFound(f"no backend is named {backend_id!r}; known: {', '.join(sorted(self.table.backends))}")
-        if state == pb.BACKEND_STATE_ACTIVE:
-            self._overrides.pop(backend_id, None)
-            self._breakers.pop(backend_id, None)
-            self._note_transitions({backend_id}, time.time())
-        else:
-            self._overrides[backend_id] = Override(state, reason or "set by an operator")
+        self._conditions.wish(backend_id, backend.account, state, reason or "set by an operator", time.time())
         self.rebuild()
         return self.table.backends[backend_id].message
 
     def rebuild(self) -> None:
         """Compiles the table anew and wakes the subscribers."""
-        now = time.time()
+        now = self._built = time.time()
+        self._conditions.look(now)
+        self._conditions.crossed = False
         self._version += 1
-        self.message = compile_routes(self._config, self._adapters, self._breakers, self._overrides, self._version, now)
+        self.message = compile_routes(self._config, self._adapters, self._conditions, self._version, now)
         self.table = compile_table(self.message)
         self.local.adopt(self.table, now)
         self._arm(now)
         self._next.set()
         self._next = asyncio.Event()
+        self._tell()
 
     def close(self) -> None:
         """Stops the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
+    def _tell(self) -> None:
+        conditions = self._conditions
+        changes, conditions.changes = conditions.changes, []
+        told, conditions.told = conditions.told, []
+        for change in changes:
+            payload = notices.of_condition(change, self._policy)
+            self._publish(f"backend/{change.scope}", payload)
+        if told and self.share is not None:
+            self.share(told)
+
+    def _knows(self, scope: str) -> bool:
+        """Whether a backend or account is of an adapter of this mesh."""
+        return scope.partition(":")[0] in self._adapters
+
+    def _count(self, outcome: pb.Outcome) -> None:
+        if outcome.breach and not outcome.HasField("duration"):
+            # What showed after the answer was whole: the attempt itself has been told before.
+            return
+        key = (outcome.backend_id, notices.reason_name(outcome.reason))
+        self.attempts[key] = self.attempts.get(key, 0) + 1
+
+    def _observe(self, outcome: pb.Outcome, now: float) -> None:
+        first, whole = outcome.first_event.ToNanoseconds() / 1e9, outcome.duration.ToNanoseconds() / 1e9
+        self.local.observe(outcome.backend_id, first, whole, outcome.output_tokens, now)
+
     def _arm(self, now: float) -> None:
-        """Looks again when the next open breaker becomes half open."""
+        """Looks again when something changes by itself, or when the headroom may be told."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        ends = [breaker.until for breaker in self._breakers.values() if breaker.state(now) is State.OPEN]
+        ends = list(self._conditions.ends(now))
+        if self._conditions.crossed:
+            ends.append(self._built + _HEADROOM_PAUSE)
         if ends:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, min(ends) - now) + 0.001, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        self._note_transitions(self._breakers, time.time())
-        self.rebuild()
-
-    def _note_transitions(self, backend_ids: Iterable[str], now: float) -> bool:
-        changed = False
-        for backend_id in backend_ids:
-            breaker = self._breakers.get(backend_id)
-            before, after = self._states.get(backend_id, State.CLOSED), breaker.state(now) if breaker else State.CLOSED
-            if before is after:
-                continue
-            changed = True
-            self._states[backend_id] = after
-            if after is State.OPEN:
-                self._opened.setdefault(backend_id, now)
-            opened = self._opened.pop(backend_id, now) if after is State.CLOSED else now
-            payload = notices.of_breaker(backend_id, breaker, after, now - opened, self._policy)
-            self._publish(f"backend/{backend_id}", payload)
-        return changed
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, min(ends) - now) + 0.001, self.rebuild)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?")
 _CALL_TIMEOUT = 5.0
 _LONGEST_PAUSE = 1.0
+_MOST = 10_000, 16 * 1024 * 1024
+"""Models of an adapter, and bytes of their descriptions."""
+_MOST_ANNOUNCED = 1_000, 200 * 1024
+"""The same for one that joins by announcement: a hundred of them have to fit into one table."""
+_LONGEST_WORD = 500
+_LONGEST_ID = 256
+_MOST_COMPLAINTS = 20
 
 
 class AdapterWatch:
@@ -39,6 +48,9 @@ class AdapterWatch:
         self.view = adapter
         self._refresh = refresh
         self._on_change = on_change
+        self._complaints: set[tuple[str, str]] = set()
+        self.seen = asyncio.Event()
+        """Set once it is known how the adapter is."""
 
     async def run(self) -> None:
         """Watches until cancelled."""
@@ -47,7 +59,9 @@ class AdapterWatch:
             health: Any = health_pb2_grpc.HealthStub(channel)
             models: ModelServiceAsyncStub = ModelServiceStub(channel)
             while True:
-                call = health.Watch(health_pb2.HealthCheckRequest())
+                # Who is known to be away is waited for: the channel says sooner than a pause that it is back.
+                away = self.view.state == pb.ADAPTER_STATE_DOWN and self.seen.is_set()
+                call = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=away)
                 try:
                     async with aclosing(self._follow(call)) as states:
                         async for serving in states:
@@ -101,6 +115,7 @@ class AdapterWatch:
             version=info.version,
             providers=tuple(info.providers),
             models=models,
+            started=info.started.ToNanoseconds() / 1e9 if info.HasField("started") else 0.0,
         )
 
     async def _read_reason(self, stub: ModelServiceAsyncStub) -> None:
@@ -112,19 +127,36 @@ class AdapterWatch:
             self._unready(info, await self._read_models(stub))
 
     async def _read_models(self, stub: ModelServiceAsyncStub) -> tuple[Model, ...]:
-        found: list[Model] = []
+        found: dict[str, Model] = {}
+        most, most_bytes = _MOST_ANNOUNCED if self.view.announced else _MOST
+        told = size = 0
         token = ""
         while True:
             page = await stub.ListModels(ListModelsRequest(page_token=token), timeout=_CALL_TIMEOUT)
-            found += page.models
+            told += max(1, len(page.models))
+            size += page.ByteSize()
+            if told > most or size > most_bytes:
+                bound = f"{most} entries" if told > most else f"{most_bytes} bytes"
+                raise ConnectionError(f"its list of models is too long: more than {bound}")
+            for model in page.models:
+                if wrong := mend(model):
+                    self._complain(model, wrong)
+                if _is_named(model):
+                    found.setdefault(model.id, model)
             token = page.next_page_token
             if not token:
-                return tuple(found)
+                return tuple(found.values())
+
+    def _complain(self, model: Model, wrong: str) -> None:
+        if len(self._complaints) < _MOST_COMPLAINTS and (model.id, wrong) not in self._complaints:
+            self._complaints.add((model.id, wrong))
+            log.warning("adapter %s: model %.100r: %s", self.view.name, model.id, wrong)
 
     def _unready(self, info: GetInfoResponse, models: tuple[Model, ...]) -> None:
         self._change(
             state=pb.ADAPTER_STATE_UNCONFIGURED,
-            reason=info.not_ready_reason,
+            # It stands at each of its models in everybody's table.
+            reason=info.not_ready_reason[:_LONGEST_WORD],
             version=info.version,
             providers=tuple(info.providers),
             models=models,
@@ -134,14 +166,53 @@ class AdapterWatch:
         fresh = replace(self.view, **facts)
         if fresh.state != pb.ADAPTER_STATE_SERVING:
             fresh = replace(fresh, since=0.0)
-        elif not fresh.since:
-            fresh = replace(fresh, since=time.time())
+        elif fresh.started or not fresh.since:
+            # What it says itself is the same for every router, and for one that was started anew.
+            fresh = replace(fresh, since=fresh.started or time.time())
+        self.seen.set()
         if fresh != self.view:
             if fresh.state != self.view.state:
                 state = pb.AdapterState.Name(fresh.state).removeprefix("ADAPTER_STATE_").lower()
                 log.info("adapter %s is %s %s", fresh.name, state, fresh.reason)
             self.view = fresh
             self._on_change(fresh)
+
+
+async def settle(watches: Iterable[AdapterWatch], timeout: float) -> None:
+    """Waits until it is known of every adapter how it is, at most `timeout` seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            for watch in watches:
+                await watch.seen.wait()
+
+
+async def answers(address: str, timeout: float = 1.0) -> bool:
+    """Whether an adapter says, asked now and over a new connection, that it serves."""
+    async with open_channel(address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return False
+        return answer.status == _SERVING
+
+
+def mend(model: Model) -> str:
+    """Takes from a model what would break those who read the table; tells what was wrong, "" for nothing."""
+    if not _is_named(model):
+        return 'left out, since its id is not "provider/name", or nothing that a request can name'
+    if model.HasField("price"):
+        amounts = (model.price.input, model.price.output, model.price.minimum_charge or "0")
+        if not all(_AMOUNT.fullmatch(amount) for amount in amounts):
+            model.ClearField("price")
+            return "its price is not decimal text, so it counts as unknown"
+    return ""
+
+
+def _is_named(model: Model) -> bool:
+    named = bool(model.provider and model.name) and model.id == f"{model.provider}/{model.name}"
+    # A request's `model` has 256 characters at most; and names stand in logs and on terminals.
+    return named and len(model.id) <= _LONGEST_ID and model.id.isprintable() and " " not in model.id
 
 
 def _say(error: BaseException) -> str:

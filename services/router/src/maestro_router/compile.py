@@ -1,4 +1,4 @@
-"""Configuration, catalogue, breakers and operators' wishes become one route table. Pure."""
+"""Configuration, catalogue and the condition of backends become one route table. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro.router.v1 import router_pb2 as pb
-from maestro_sdk.mesh.breaker import Breaker, State
+from maestro_router.conditions import Conditions
 from maestro_sdk.service.routes import MatchConfig, RouteConfig, TargetConfig
 from maestro_sdk.service.settings import BreakerConfig, Config
 
@@ -29,6 +29,8 @@ class Adapter:
     models: Sequence[Model] = ()
     since: float = 0.0
     """Unix time since when it serves; 0 while it does not."""
+    started: float = 0.0
+    """Unix time at which its process came up, as it says itself; 0 for unknown."""
     regions: Sequence[str] = ()
     announced: bool = False
     """Whether it joined by announcement."""
@@ -47,14 +49,6 @@ class Adapter:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Override:
-    """What an operator set for a backend."""
-
-    state: pb.BackendState.ValueType
-    reason: str
-
-
 def backend_id(adapter: str, model: str) -> str:
     """The identifier of a model at an adapter."""
     return f"{adapter}:{model}"
@@ -63,12 +57,11 @@ def backend_id(adapter: str, model: str) -> str:
 def compile_routes(
     config: Config,
     adapters: Mapping[str, Adapter],
-    breakers: Mapping[str, Breaker],
-    overrides: Mapping[str, Override],
+    conditions: Conditions,
     version: int,
     now: float,
 ) -> pb.RouteTable:
-    """The table. `now` is Unix time in seconds, the clock of the breakers."""
+    """The table. `now` is Unix time in seconds."""
     table = pb.RouteTable(version=version, breaker=_breaker_policy(config.router.breaker))
     table.time.FromNanoseconds(int(now * 1e9))
     development: set[str] = set()
@@ -76,11 +69,11 @@ def compile_routes(
         for model in adapter.models:
             if DEVELOPMENT in model.tags:
                 development.add(model.id)
-            table.backends.append(_backend(adapter, model, breakers, overrides, now))
+            table.backends.append(_backend(adapter, model, conditions, now))
     table.backends.sort(key=lambda backend: backend.id)
     configured = {provider for adapter in adapters.values() for provider in adapter.providers}
     # An adapter that was never reached may serve any provider: nothing stands in for it on a guess.
-    unseen = any(not adapter.providers for adapter in adapters.values())
+    unseen = any(not adapter.providers and not adapter.announced for adapter in adapters.values())
     for name, route in config.routes.items():
         message = table.routes.add(name=name, strategy=route.strategy, max_attempts=route.max_attempts)
         message.first_event_timeout.FromNanoseconds(int(route.first_event_timeout * 1e9))
@@ -88,6 +81,7 @@ def compile_routes(
         message.total_timeout.FromNanoseconds(int(route.total_timeout * 1e9))
         message.quality = route.quality
         message.strategies.extend(route.strategies)
+        message.tier_strategies.update(route.tier_strategies)
         _add_policy(route, message)
 
         def usable(targets: Iterable[TargetConfig]) -> list[pb.Target]:
@@ -129,7 +123,7 @@ def compile_routes(
             copy = table.routes.add()
             if limits is not None:
                 copy.CopyFrom(limits)
-                for field in ("targets", "match", "experiment", "quality", "strategies"):
+                for field in ("targets", "match", "experiment", "quality", "strategies", "tier_strategies"):
                     copy.ClearField(field)
             copy.name, copy.strategy = alias, "fallback"
             copy.max_attempts = copy.max_attempts or 3
@@ -137,34 +131,19 @@ def compile_routes(
     return table
 
 
-def _backend(
-    adapter: Adapter, model: Model, breakers: Mapping[str, Breaker], overrides: Mapping[str, Override], now: float
-) -> pb.Backend:
+def _backend(adapter: Adapter, model: Model, conditions: Conditions, now: float) -> pb.Backend:
     name = backend_id(adapter.name, model.id)
     backend = pb.Backend(
         id=name,
         adapter=adapter.name,
         address=adapter.address,
         model=model,
-        state=pb.BACKEND_STATE_ACTIVE,
         regions=adapter.regions,
     )
     if adapter.since:
         backend.serving_since.FromNanoseconds(int(adapter.since * 1e9))
-    override, breaker = overrides.get(name), breakers.get(name)
-    if override is not None and override.state != pb.BACKEND_STATE_ACTIVE:
-        backend.state, backend.state_reason = override.state, override.reason
-    elif adapter.state != pb.ADAPTER_STATE_SERVING:
-        backend.state, backend.state_reason = pb.BACKEND_STATE_DOWN, adapter.reason
-    elif breaker is not None:
-        match breaker.state(now):
-            case State.OPEN:
-                backend.state, backend.state_reason = pb.BACKEND_STATE_OPEN, breaker.reason
-                backend.state_until.FromNanoseconds(int(breaker.until * 1e9))
-            case State.HALF_OPEN:
-                backend.state, backend.state_reason = pb.BACKEND_STATE_HALF_OPEN, breaker.reason
-            case State.CLOSED:
-                pass
+    serving_trouble = None if adapter.state == pb.ADAPTER_STATE_SERVING else adapter.reason
+    conditions.describe(backend, f"{adapter.name}:{model.provider}", serving_trouble, now)
     return backend
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import signal
 from collections.abc import Callable
@@ -11,9 +10,10 @@ from contextlib import suppress
 
 from google.protobuf.message import Message
 
-from maestro.event.v1.event_pb2 import ConfigProblem, ConfigRejected, ConfigReloaded
-from maestro_sdk.service.hot_reload import changed_paths, changes, merge
-from maestro_sdk.service.settings import Config, ConfigError, Problem, load
+from maestro.event.v1.event_pb2 import ConfigReloaded
+from maestro_sdk.service.config_events import digest_of, rejected
+from maestro_sdk.service.hot_reload import changed_paths, changes, merge, reread
+from maestro_sdk.service.settings import Config, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Reload:
     def read(self) -> None:
         """Reads the file and applies what may change; a wrong one changes nothing and says why."""
         try:
-            fresh = load(self.config.file)
+            fresh = reread(self.config.file)
             merged = merge(self.config, fresh)
         except ConfigError as error:
             self._reject(error)
@@ -61,22 +61,4 @@ class Reload:
     def _reject(self, error: ConfigError) -> None:
         for problem in error.problems:
             log.error("configuration rejected, the old one stays: %s", problem)
-        problems = [_problem(problem) for problem in error.problems]
-        self._publish(
-            "config/router", ConfigRejected(service="router", digest=digest_of(self.config), problems=problems)
-        )
-
-
-def digest_of(config: Config) -> str:
-    """SHA-256 of a configuration; two that mean the same have the same."""
-    return hashlib.sha256(config.to_yaml().encode()).hexdigest()
-
-
-def _problem(problem: Problem) -> ConfigProblem:
-    file, _, line = problem.place.rpartition(":")
-    return ConfigProblem(
-        file=file or problem.place,
-        line=int(line) if file and line.isdecimal() else None,
-        path=problem.path,
-        message=problem.message,
-    )
+        self._publish("config/router", rejected("router", self.config, error))

@@ -33,7 +33,7 @@ class RouterServicer(RouterServiceServicer):
             await context.write(pb.WatchRoutesResponse(table=table))
 
     async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
-        self._board.report(request.outcomes)
+        self._board.report(request.outcomes, request.openings)
         return pb.ReportResponse()
 
     async def Route(self, request: pb.RouteRequest, context: Any) -> pb.RouteResponse:
@@ -62,5 +62,7 @@ class RouterServicer(RouterServiceServicer):
         )
 
     def _plan(self, features: pb.RequestFeatures) -> Plan:
-        board = self._board
-        return plan(needs_from_features(features), board.table, board.local, time.time(), random.random)
+        board, now = self._board, time.time()
+        # No route has lost its router here, whatever it demands: this is one.
+        board.local.router_seen = now
+        return plan(needs_from_features(features), board.table, board.local, now, random.random)
