@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ REQUEST_ID_KEY = "x-request-id"
 TRACEPARENT_KEY = "traceparent"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Ours, in hexadecimal digits, and the public port's, which can only count in decimal ones.
+_TIMED_ID = re.compile(r"req_(?:([0-9a-f]{12})[0-9a-f]{12}|([0-9]{13})\.[0-9a-f-]{36})")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -61,7 +64,7 @@ def call_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Call:
             tenant = str(value)
         elif key == TRACEPARENT_KEY:
             traceparent = str(value)
-    if not _REQUEST_ID.fullmatch(request_id):
+    if not is_request_id(request_id):
         request_id = new_request_id()
     if not _TRACEPARENT.fullmatch(traceparent):
         traceparent = new_traceparent()
@@ -77,8 +80,25 @@ def outgoing_metadata() -> tuple[tuple[str, str], ...]:
 
 
 def new_request_id() -> str:
-    """A new request id: `req_` and 24 hexadecimal digits."""
-    return f"req_{os.urandom(12).hex()}"
+    """A new request id: `req_` and 24 hexadecimal digits, of which the first 12 are the time in milliseconds.
+
+    So ids sort by time, and what was recorded of a request is found without an index.
+    """
+    return f"req_{time.time_ns() // 1_000_000:012x}{os.urandom(6).hex()}"
+
+
+def is_request_id(text: str) -> bool:
+    """Whether a caller may name a request so."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def time_of(request_id: str) -> float | None:
+    """Unix time at which an id was made, as its maker's clock had it; None for an id that does not tell."""
+    found = _TIMED_ID.fullmatch(request_id)
+    if found is None:
+        return None
+    ours, public = found.groups()
+    return (int(ours, 16) if ours else int(public)) / 1000
 
 
 def new_traceparent() -> str:

@@ -208,6 +208,15 @@ async def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     assert log == f"stand: can't listen on {first.address}: Address already in use\n"
 
 
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+async def test_an_address_that_is_open_to_others_is_warned_of(tmp_path: Path, host: str, warned: bool) -> None:
+    async with process(tmp_path, MAESTRO__GATEWAY__ADDRESS=f"{host}:{free_port()}") as service:
+        await told(service.child, "listening on")
+        service.child.terminate()
+        _, log = await end(service.child)
+    assert ("is open to other machines" in log) is warned
+
+
 async def test_a_wrong_configuration_ends_with_2_and_all_problems(tmp_path: Path) -> None:
     (tmp_path / "maestro.yaml").write_text("grace: soon\ndata: .\nrouter: {addres: x}\n")
     async with process(tmp_path) as service:

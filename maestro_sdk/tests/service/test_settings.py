@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from maestro.llm.v1.model_pb2 import Feature
-from maestro_sdk.mesh.strategy import STRATEGIES
+from maestro_sdk.mesh.table import STRATEGIES
 from maestro_sdk.service.settings import (
     Config,
     ConfigError,
@@ -70,12 +71,33 @@ def test_the_example_says_what_the_defaults_are(tmp_path: Path, monkeypatch: pyt
     assert example == defaults
 
 
+def test_the_examples_of_the_guide_are_configurations(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    assert len(examples) >= 3
+    for example in examples:
+        load(write(tmp_path, example), env={})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("gateway: {adress: 'a:1'}", ["maestro.yaml:1: gateway.adress: no such setting; did you mean address?"]),
         ("gatway: {}", ["maestro.yaml:1: gatway: no such setting; did you mean gateway?"]),
         ("grace: 10q", ["maestro.yaml:1: grace: '10q' is not a duration such as 250ms, 10s, 5m, 1h or 7d"]),
+        ("grace: 1.0e+300", ["maestro.yaml:1: grace: 1e+300 s is longer than 3650d"]),
+        ("grace: 4000d", ["maestro.yaml:1: grace: 345600000 s is longer than 3650d"]),
+        ("grace: 0.1ms", ["maestro.yaml:1: grace: 0.0001 s is shorter than 1ms"]),
+        (
+            "router: {breaker: {minimum_calls: 5000000000, half_open_calls: 5000000000}}",
+            [
+                "maestro.yaml:1: router.breaker.minimum_calls: input should be less than or equal to 1000000",
+                "maestro.yaml:1: router.breaker.half_open_calls: input should be less than or equal to 1000000",
+            ],
+        ),
+        (
+            "routes: {x: {targets: [a/b], max_attempts: 5000000000}}",
+            ["maestro.yaml:1: routes.x.max_attempts: input should be less than or equal to 100"],
+        ),
         ("\ngrace: 1s\ngrace: 2s", ["maestro.yaml:3: grace: given twice, first in line 2"]),
         (
             "routes:\n  default:\n    strategy: foo\n    targets: [a/b]",

@@ -1,4 +1,4 @@
-"""What no single setting shows: clashes and cycles of names, weights that choose nothing, things used twice."""
+"""What no single setting shows: clashes and cycles of names, routes that nothing reaches, things used twice."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from maestro_sdk.service.routes import RouteConfig, TargetConfig
-from maestro_sdk.service.values import is_model
+from maestro_sdk.service.limit_checks import wrong_limits
+from maestro_sdk.service.residency import wrong_residencies
+from maestro_sdk.service.route_checks import wrong_experiments, wrong_matches, wrong_policy, wrong_targets
+from maestro_sdk.service.values import is_model, nearly
 
 if TYPE_CHECKING:
     from maestro_sdk.service.settings import Config
@@ -24,11 +26,12 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]
     for name, route in config.routes.items():
         if not _NAME.fullmatch(name):
             yield ("routes", name), f"{name!r} is not a name: a route has no slash and no space"
-        yield from _wrong_targets(route, route.targets, ("routes", name, "targets"))
-        for variant, side in route.experiment.variants.items() if route.experiment else ():
-            yield from _wrong_targets(
-                route, side.targets, ("routes", name, "experiment", "variants", variant, "targets")
-            )
+        yield from wrong_targets(route, ("routes", name))
+        yield from wrong_policy(route, ("routes", name), may_share=_models_may_be_shared(config))
+    yield from wrong_experiments(config.routes)
+    yield from wrong_matches(config.routes, config.aliases)
+    yield from wrong_residencies(config)
+    yield from wrong_limits(config)
     yield from _wrong_aliases(config)
     yield from _wrong_pins(config)
     for index, entry in enumerate(config.gateway.keys):
@@ -43,24 +46,28 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]
         owners.setdefault(address, ".".join(path))
 
 
-def _wrong_targets(
-    route: RouteConfig, targets: tuple[TargetConfig, ...], path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    if route.strategy == "weighted" and not any(target.weight for target in targets):
-        yield path, "the weights are all 0, so nothing would ever be chosen"
-    for model, count in Counter(target.model for target in targets).items():
-        if count > 1:
-            yield path, f"{model} stands {count} times"
-
-
 def _wrong_pins(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Pins that no adapter answers. The name may end in "-only", as in GATEWAY_PROVIDER=claude-only."""
     for path, adapter in [
         (("router", "pin"), config.router.pin),
         *((("router", "pins", persona), adapter) for persona, adapter in config.router.pins.items()),
     ]:
-        if adapter and adapter.removesuffix("-only") not in config.adapters:
+        name = adapter.removesuffix("-only")
+        found = config.adapters.get(name)
+        if adapter and found is None and not (config.router.admission != "configured" and _NAME.fullmatch(name)):
             yield path, f"{adapter!r} is not an adapter; there are: {', '.join(config.adapters)}"
+        elif adapter and found is None and (near := nearly(name, config.adapters)):
+            # Any other name may be that of an adapter that announces itself.
+            yield path, f"{adapter!r} is not an adapter; did you mean {near}?"
+        elif found is not None and found.enabled is False:
+            yield path, f"pins to {name}, which is not enabled: nothing could answer"
+
+
+def _models_may_be_shared(config: Config) -> bool:
+    """Whether two adapters may offer the same model, so that one target may be more than one backend."""
+    modules = Counter(adapter.module for adapter in config.adapters.values())
+    unknown = config.router.admission != "configured" or (modules[None] and len(config.adapters) > 1)
+    return bool(unknown) or any(count > 1 for count in modules.values())
 
 
 def _addresses(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:

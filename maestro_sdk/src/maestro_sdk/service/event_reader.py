@@ -81,6 +81,16 @@ class EventReader:
                 await change.wait()
             return self._link.client, self._link.generation
 
+    @property
+    def trouble(self) -> str:
+        """Why NATS is not reached now; empty when it is."""
+        return self._link.trouble
+
+    @property
+    def retention(self) -> float:
+        """Seconds for which events are kept."""
+        return self._retention
+
     def changes(self) -> _Change:
         """An event that is set when the connection is lost or comes back; to be left like a file."""
         return _Change(self._changes)

@@ -8,13 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
+
+from maestro_sdk.service.config_file import display_name
 from maestro_sdk.service.consistency import contradictions
-from maestro_sdk.service.settings import Config, ConfigError
+from maestro_sdk.service.settings import Config, ConfigError, Problem, load
 
 POLL = 0.5
 """Seconds between two looks at the file; a change is taken once the file stays as it is from one look to the next."""
-HOT = ("routes", "aliases", "tenants", "router.breaker", "router.quarantine", "router.pin", "router.pins")
+HOT = ("routes", "aliases", "tenants", "limits", "router.breaker", "router.quarantine", "router.pin", "router.pins")
 """Sections that may change while the mesh runs. Addresses, adapters and keys need a restart of those they concern."""
+
+_EMPTY = "says nothing, so a mesh that runs stays as it is; start it anew to have the defaults"
 
 
 async def changes(file: Path | None, asked: asyncio.Event) -> AsyncIterator[None]:
@@ -33,6 +38,17 @@ async def changes(file: Path | None, asked: asyncio.Event) -> AsyncIterator[None
         seen = now
 
 
+def reread(file: Path | None) -> Config:
+    """The configuration of a running mesh, read again: as `load`, but a file that says nothing is refused.
+
+    At a start it means the defaults. Later it is what a full disk or an editor left, and would take all rules away.
+    """
+    with suppress(OSError, ValueError, yaml.YAMLError):  # `load` tells these, with their lines
+        if file is not None and yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader) is None:
+            raise ConfigError([Problem(display_name(file), "", _EMPTY)])
+    return load(file)
+
+
 def merge(current: Config, fresh: Config) -> Config:
     """`current` with the hot sections of `fresh`. Raises `ConfigError` when they contradict what stays."""
     router = current.router.model_copy(
@@ -44,7 +60,13 @@ def merge(current: Config, fresh: Config) -> Config:
         }
     )
     merged = current.model_copy(
-        update={"routes": fresh.routes, "aliases": fresh.aliases, "tenants": fresh.tenants, "router": router}
+        update={
+            "routes": fresh.routes,
+            "aliases": fresh.aliases,
+            "tenants": fresh.tenants,
+            "limits": fresh.limits,
+            "router": router,
+        }
     )
     if wrong := list(contradictions(merged)):
         raise ConfigError([fresh.problem_at(".".join(map(str, path)), message) for path, message in wrong])

@@ -36,8 +36,11 @@ from maestro_sdk.tracing import Call, call_from_metadata, current_call, enter_ca
 __all__ = ["Authenticate", "MeshInterceptor", "abort", "returns_last", "validate"]
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
-Authenticate: TypeAlias = Callable[[Metadata, str], str]
-"""`authenticate(metadata, "/package.Service/Method")` returns the caller's tenant, or raises `Unauthenticated`."""
+Authenticate: TypeAlias = Callable[[Metadata, str], str | Awaitable[str]]
+"""`authenticate(metadata, "/package.Service/Method")` returns the caller's tenant, or raises `Unauthenticated`.
+
+It gives an awaitable only when somebody has to be asked: nearly every call is known at once.
+"""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 Arguments = ParamSpec("Arguments")
@@ -94,7 +97,10 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             handler = self._handlers[kind] = self._wrapped(*kind, original)
         if self._authenticate is not None and not method.startswith(_OPEN):
             try:
-                call = Call(call.request_id, self._authenticate(metadata, method), call.traceparent)
+                tenant = self._authenticate(metadata, method)
+                if not isinstance(tenant, str):
+                    tenant = await tenant
+                call = Call(call.request_id, tenant, call.traceparent)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller doesn't get in
                 # The request isn't even read.
                 enter_call(Call(call.request_id, "", call.traceparent))

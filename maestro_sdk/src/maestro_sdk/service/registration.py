@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import grpc
@@ -32,7 +33,8 @@ def _generated(servicer: object) -> Iterator[tuple[Callable[[object, Any], None]
     for cls in type(servicer).__mro__:
         if cls.__module__.endswith("_pb2_grpc") and cls.__name__.endswith("Servicer"):
             generated = sys.modules[cls.__module__]
-            messages = sys.modules[cls.__module__.removesuffix("_grpc")]
+            # A service without messages of its own does not import its file.
+            messages = import_module(cls.__module__.removesuffix("_grpc"))
             service = messages.DESCRIPTOR.services_by_name[cls.__name__.removesuffix("Servicer")]
             yield getattr(generated, f"add_{cls.__name__}_to_server"), service.full_name
 

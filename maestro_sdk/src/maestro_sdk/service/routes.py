@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from maestro_sdk.service.values import Duration, FeatureName, ModelName, Settings
 
-Strategy = Literal["fallback", "weighted", "round_robin", "cost", "performance", "headroom"]
+Strategy = Literal["fallback", "weighted", "round_robin", "cost", "performance", "headroom", "capability"]
 """How the targets of a tier are ordered."""
 
 
@@ -119,7 +119,7 @@ class RouteConfig(Settings):
     """How requests for a name are spread over models.
 
     `quality` is a tag that every backend must have; `strategies` are those that a request may ask for instead of
-    `strategy`, all when empty.
+    `strategy`, all when empty; `tier_strategies` are those of single tiers, by number.
     """
 
     strategy: Strategy = "fallback"
@@ -127,9 +127,10 @@ class RouteConfig(Settings):
     match: MatchConfig | None = None
     quality: str = ""
     strategies: tuple[Strategy, ...] = ()
+    tier_strategies: dict[Annotated[int, Field(ge=0, le=99)], Strategy] = Field(default_factory=dict[int, Strategy])
     experiment: ExperimentConfig | None = None
     require_native: bool = False
-    max_attempts: Annotated[int, Field(ge=1)] = 3
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     attempt_timeout: Annotated[Duration, Field(gt=0)] | None = None
     first_event_timeout: Annotated[Duration, Field(gt=0)] = 120.0
     idle_timeout: Annotated[Duration, Field(gt=0)] = 120.0

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -73,7 +74,8 @@ class Service:
     `servicers` are instances of generated `*Servicer` classes. `ready` tells why requests can't be served, or "".
     `authenticate` finds the tenant of a call. `endless` are methods ("/package.Service/Method") whose streams never end
     by themselves, so a drain ends them with UNAVAILABLE. `drain` ends what the process serves beside gRPC, within the
-    given seconds, at the same time as gRPC's own calls.
+    given seconds, at the same time as gRPC's own calls. `beside` is entered once the address is open, and left before
+    the drain begins.
     """
 
     address: str
@@ -82,6 +84,7 @@ class Service:
     authenticate: Authenticate | None = None
     endless: Sequence[str] = ()
     drain: Callable[[float], Awaitable[None]] = _nothing_to_drain
+    beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
 
 
 Build: TypeAlias = Callable[[Config], AbstractAsyncContextManager[Service]]
@@ -161,10 +164,18 @@ async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, 
         await server.start()
         try:
             _log.info("%s: listening on %s", name, service.address)
+            if service.authenticate is None and not _is_loopback(service.address):
+                _log.warning(
+                    "%s: %s is open to other machines, and whoever reaches it is taken for a member of the mesh, of "
+                    "any tenant: let only the mesh's own processes reach it",
+                    name,
+                    service.address,
+                )
             _settle_memory()
             watch = asyncio.create_task(_watch_readiness(name, service, statuses, names))
             try:
-                await stop.wished.wait()
+                async with service.beside():
+                    await stop.wished.wait()
             finally:
                 watch.cancel()
             await statuses.enter_graceful_shutdown()
@@ -263,6 +274,14 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _CannotListen(f"can't listen on {address}: {reason}") from None
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or address.startswith("unix:")
 
 
 def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:

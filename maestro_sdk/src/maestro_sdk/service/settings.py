@@ -11,19 +11,18 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import (
-    BaseModel,
     Field,
     PrivateAttr,
     ValidationError,
     field_validator,
 )
 
+from maestro_sdk.service.adapters import AdapterConfig, AnnounceConfig, EnvironmentSwitch, Origin
 from maestro_sdk.service.config_file import (
     ConfigError,
     Document,
@@ -35,7 +34,11 @@ from maestro_sdk.service.config_file import (
     parse,
 )
 from maestro_sdk.service.consistency import contradictions
+from maestro_sdk.service.gateways import GatewayConfig, KeyConfig, TenantConfig
+from maestro_sdk.service.limits import LimitConfig, LimitsConfig, RateConfig
+from maestro_sdk.service.routers import BreakerConfig, QuarantineConfig, RouterConfig
 from maestro_sdk.service.routes import RouteConfig
+from maestro_sdk.service.store.config import StoreConfig
 from maestro_sdk.service.values import (
     INLINE,
     Address,
@@ -51,16 +54,28 @@ from maestro_sdk.service.values import (
 __all__ = [
     "AdapterConfig",
     "Address",
+    "AnnounceConfig",
     "BaseUrl",
+    "BreakerConfig",
     "Config",
     "ConfigError",
     "ConfigPath",
     "Duration",
+    "EnvironmentSwitch",
+    "GatewayConfig",
+    "KeyConfig",
+    "LimitConfig",
+    "LimitsConfig",
     "Problem",
+    "QuarantineConfig",
+    "RateConfig",
     "RouteConfig",
+    "RouterConfig",
     "Secret",
     "Settings",
     "Size",
+    "StoreConfig",
+    "TenantConfig",
     "load",
     "revealed",
 ]
@@ -68,150 +83,9 @@ __all__ = [
 FILE_VARIABLE = "MAESTRO_CONFIG"
 FILE_NAME = "maestro.yaml"
 
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
-
 _NATS_URL = re.compile(r"(?:nats|tls|wss?)://[^\s/]+/?")
 _HTTP_URL = re.compile(r"(?:https?://)?[^\s/]+(?:/\S*)?")
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SECRET_NAME = re.compile(r"(?:.*_)?(?:api_?key|secret|token|password)", re.IGNORECASE)
-
-
-class EnvironmentSwitch(Settings):
-    """Enabled when the variable, or one of several, is set and not empty."""
-
-    env: str | Annotated[tuple[str, ...], Field(min_length=1)]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The variables."""
-        return (self.env,) if isinstance(self.env, str) else self.env
-
-    def is_set(self, env: Mapping[str, str]) -> bool:
-        """Whether one of the variables has a value."""
-        return any(env.get(name, "").strip() for name in self.names)
-
-
-class KeyConfig(Settings):
-    """One key of a tenant."""
-
-    tenant: str
-    key: Secret
-
-    @field_validator("tenant")
-    @classmethod
-    def _check_tenant(cls, value: str) -> str:
-        if not _TENANT.fullmatch(value):
-            raise ValueError(f"{value!r} is not a tenant: letters, digits, - and _, 64 at most")
-        return value
-
-
-class GatewayConfig(Settings):
-    """The gateway's own addresses and limits. `ping` is the pause after which an idle stream gets a sign of life."""
-
-    address: Address = "127.0.0.1:50051"
-    websocket: Address = "127.0.0.1:8081"
-    replicas: Annotated[int, Field(ge=1, le=9)] = 1
-    keys: tuple[KeyConfig, ...] = (KeyConfig(tenant="development", key=Secret(env="MAESTRO_KEY")),)
-    max_body: Annotated[Size, Field(ge=1024, le=16 * 2**20)] = 3 * 2**20  # gRPC's messages are bounded, too
-    ping: Annotated[Duration, Field(gt=0)] = 15.0
-
-
-class TenantConfig(Settings):
-    """Policy for one tenant: `regions` and `providers` bound where its requests may be answered; empty allows all."""
-
-    regions: tuple[str, ...] = ()
-    providers: tuple[str, ...] = ()
-
-
-class BreakerConfig(Settings):
-    """When a backend is left alone, and for how long."""
-
-    consecutive_failures: Annotated[int, Field(ge=1)] = 5
-    minimum_calls: Annotated[int, Field(ge=1)] = 10
-    failure_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
-    window: Annotated[Duration, Field(gt=0)] = 30.0
-    open_time: Annotated[Duration, Field(gt=0)] = 10.0
-    quota_open_time: Annotated[Duration, Field(gt=0)] = 300.0
-    half_open_calls: Annotated[int, Field(ge=1)] = 1
-
-
-class QuarantineConfig(Settings):
-    """When a backend that breaks the contract is left alone, and for how long."""
-
-    breaches: Annotated[int, Field(ge=1)] = 3
-    window: Annotated[Duration, Field(gt=0)] = 300.0
-    time: Annotated[Duration, Field(gt=0)] = 600.0
-
-
-class RouterConfig(Settings):
-    """The router's address; `refresh` is the pause between two readings of the adapters' models.
-
-    `replicas` are routers that `maestro up` runs; `others` are addresses of routers elsewhere that share their state
-    over the same NATS: gateways go to the next one when theirs is gone. `admission` tells which adapters may join
-    beside the configured ones: none, those that announce themselves, or of those the ones that pass the core of the
-    conformance suite.
-    """
-
-    address: Address = "127.0.0.1:50052"
-    replicas: Annotated[int, Field(ge=1, le=9)] = 1
-    others: tuple[Address, ...] = ()
-    admission: Literal["configured", "verified", "announced"] = "configured"
-    quarantine: QuarantineConfig = QuarantineConfig()
-    refresh: Annotated[Duration, Field(gt=0)] = 30.0
-    breaker: BreakerConfig = BreakerConfig()
-    pin: str = Field(default_factory=lambda: os.environ.get("GATEWAY_PROVIDER", ""))
-    """The one adapter that answers everything, as "claude" or "claude-only"; empty for the routes' own choice."""
-    pins: dict[str, str] = Field(default_factory=dict[str, str])
-    """The one adapter that answers a persona, by persona."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where a setting came from. It takes no part in comparisons: two files that say the same are equal."""
-
-    document: Document = field(default_factory=Document, compare=False)
-    path: tuple[str, ...] = field(default=(), compare=False)
-    base: str = field(default="", compare=False)
-    file: Path | None = field(default=None, compare=False)
-
-
-class AdapterConfig(Settings):
-    """How to reach an adapter. `module` is what `maestro up` starts; without it the adapter runs elsewhere.
-
-    `regions` are all regions in which it lets requests be answered, in the operator's words.
-    """
-
-    module: str | None = None
-    address: Address
-    enabled: bool | EnvironmentSwitch = True
-    regions: tuple[str, ...] = ()
-    settings: dict[str, Any] = Field(default_factory=dict[str, Any], repr=False)
-
-    _origin: _Origin = PrivateAttr(default_factory=_Origin)
-
-    @field_validator("enabled", mode="wrap")
-    @classmethod
-    def _check_enabled(cls, value: Any, handler: Any) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            raise ValueError("must be true, false, {env: NAME} or {env: [NAME, …]}") from None
-
-    def is_enabled(self, env: Mapping[str, str] | None = None) -> bool:
-        """Whether the adapter takes part in the mesh."""
-        if isinstance(self.enabled, EnvironmentSwitch):
-            return self.enabled.is_set(os.environ if env is None else env)
-        return self.enabled
-
-    def settings_as(self, model: type[SettingsT]) -> SettingsT:
-        """The adapter's own settings as its frozen model. Raises `ConfigError` with file and line of every problem."""
-        origin = self._origin
-        try:
-            return model.model_validate(self.settings, context={"base": origin.base})
-        except ValidationError as error:
-            found = Document(places=origin.document.places)
-            note_invalid(found, error, model, (*origin.path, "settings"))
-            raise found.error() from None
 
 
 class NatsConfig(Settings):
@@ -317,13 +191,15 @@ class Config(Settings):
     routes: dict[str, RouteConfig]
     aliases: dict[str, str]
     tenants: dict[str, TenantConfig] = Field(default_factory=dict[str, TenantConfig])
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    store: StoreConfig = StoreConfig()
     nats: NatsConfig = NatsConfig()
     events: EventsConfig = EventsConfig()
     envoy: EnvoyConfig = Field(default_factory=EnvoyConfig)
     telemetry: TelemetryConfig = TelemetryConfig()
     grace: Duration = 30.0
 
-    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+    _origin: Origin = PrivateAttr(default_factory=Origin)
 
     @property
     def file(self) -> Path | None:
@@ -390,6 +266,9 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Confi
         base = path.resolve().parent
     document.data = {name: value for name, value in document.data.items() if value is not None}
     fallback = parse(DEFAULTS, "defaults", env)
+    for name in _taken(document.data.get("routes")):
+        # A default gives way to what the file says: it would be found to contradict it.
+        fallback.data["aliases"].pop(name, None)
     for section, value in fallback.data.items():
         if section not in document.data:
             document.data[section] = value
@@ -399,6 +278,16 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Confi
     document.data.setdefault("envoy", {})
     overlay(document, env)
     return _validated(document, None if path is None else path.resolve())
+
+
+def _taken(routes: Any) -> Iterator[str]:
+    """The names of the routes of a file that is not validated yet, and those that their matches take."""
+    for name, route in cast("dict[str, Any]", routes).items() if isinstance(routes, dict) else ():
+        yield name
+        match: Any = cast("dict[str, Any]", route).get("match") if isinstance(route, dict) else None
+        models: Any = cast("dict[str, Any]", match).get("models") if isinstance(match, dict) else None
+        if isinstance(models, list):
+            yield from (model for model in cast("list[Any]", models) if isinstance(model, str))
 
 
 def _validated(document: Document, file: Path | None = None) -> Config:
@@ -420,9 +309,9 @@ def _validated(document: Document, file: Path | None = None) -> Config:
                 document.add(path, message)
     if config is None or document.problems:
         raise document.error()
-    config._origin = _Origin(document, (), base, file)  # pyright: ignore[reportPrivateUsage]
+    config._origin = Origin(document, (), base, file)  # pyright: ignore[reportPrivateUsage]
     for name, adapter in config.adapters.items():
-        adapter._origin = _Origin(document, ("adapters", name), base)  # pyright: ignore[reportPrivateUsage]
+        adapter._origin = Origin(document, ("adapters", name), base)  # pyright: ignore[reportPrivateUsage]
     return config
 
 

@@ -1,11 +1,11 @@
-"""Logs to standard error, and traces by OpenTelemetry when an endpoint is configured; else it isn't even imported."""
+"""Logs to standard error; traces and metrics by OpenTelemetry when an endpoint is configured, else not imported."""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -24,10 +24,14 @@ _HIDDEN = "***"
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What a server and its channels add for tracing. Not `enabled`: nothing."""
+    """What a server and its channels add for tracing, and its metrics. Not `enabled`: nothing."""
 
     enabled: bool = False
     _provider: Any = field(default=None, repr=False)
+    _name: str = ""
+    _endpoint: str = ""
+    # The provider of meters, made for the first of them: without one no thread runs.
+    _meters: list[Any] = field(default_factory=list[Any], repr=False)
 
     def server_interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
         """Interceptors for a server, to stand before its own."""
@@ -37,11 +41,23 @@ class Telemetry:
 
         return (server_interceptor(self._provider),)
 
+    def observe(self, name: str, read: Callable[[], Iterable[tuple[float, Mapping[str, str]]]], **facts: Any) -> None:
+        """Exports a metric; see `observe`."""
+        if not self.enabled:
+            return
+        from maestro_sdk.service.meters import add_meter, meter_provider
+
+        if not self._meters:
+            self._meters.append(meter_provider(self._name, self._endpoint))
+        add_meter(self._meters[0], name, read, **facts)
+
     def shut_down(self) -> None:
-        """Sends what is left and ends; takes 5 seconds at most."""
+        """Sends what is left and ends; takes 5 seconds at most for traces, and as long for metrics."""
         if self.enabled:
             self._provider.force_flush(5000)
             self._provider.shutdown()
+        for meters in self._meters:
+            meters.shutdown(timeout_millis=5000)
 
 
 def set_up_telemetry(name: str, config: TelemetryConfig) -> Telemetry:
@@ -51,7 +67,30 @@ def set_up_telemetry(name: str, config: TelemetryConfig) -> Telemetry:
     from maestro_sdk.service.spans import client_interceptors, tracer_provider
 
     intercept_channels(client_interceptors)
-    return Telemetry(enabled=True, _provider=tracer_provider(name, config.otlp_endpoint))
+    endpoint = config.otlp_endpoint
+    telemetry = Telemetry(enabled=True, _provider=tracer_provider(name, endpoint), _name=name, _endpoint=endpoint)
+    _enabled[:] = [telemetry]
+    return telemetry
+
+
+def is_exporting() -> bool:
+    """Whether traces and metrics of this process go anywhere."""
+    return bool(_enabled)
+
+
+def observe(
+    name: str, read: Callable[[], Iterable[tuple[float, Mapping[str, str]]]], description: str, *, total: bool = False
+) -> None:
+    """Exports a metric of this process: what `read` gives as value and attributes whenever metrics are sent.
+
+    `read` is called in another thread. `total` says that the values only grow. Without an endpoint nothing happens.
+    """
+    for telemetry in _enabled:
+        telemetry.observe(name, read, description=description, total=total)
+
+
+_enabled: list[Telemetry] = []
+"""The telemetry that was set up, if it exports."""
 
 
 def set_up_logging(name: str, config: TelemetryConfig) -> None:

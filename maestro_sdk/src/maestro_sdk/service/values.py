@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 from urllib.parse import urlsplit
@@ -14,6 +15,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from maestro.llm.v1.model_pb2 import Feature
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SURELY_MEANT = 0.8
+_SHORTEST, _LONGEST = 0.001, 3650 * 86400.0
+_SHORTEST_NAME = 4
+"""Letters of a name below which the like are as likely meant as not."""
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _NOT_IN_URL = re.compile(r"[^!-~]")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -29,6 +34,27 @@ def revealed() -> frozenset[str]:
     return frozenset(_revealed)
 
 
+def nearly(name: str, known: Iterable[str]) -> str:
+    """The known name that another one was surely meant to be; "" when it is one of them, or like none."""
+    names = set(known)
+    found = [] if name in names else get_close_matches(name, sorted(names), n=1, cutoff=_SURELY_MEANT)
+    return found[0] if found else ""
+
+
+def is_slip(one: str, other: str) -> bool:
+    """Whether two names differ by two letters in the wrong order, or by one that is missing inside or doubled.
+
+    team-b is no slip of team-a, and acme2 none of acme.
+    """
+    short, long = sorted((one, other), key=len)
+    at = next((n for n, (left, right) in enumerate(zip(short, long, strict=False)) if left != right), len(short))
+    if len(short) < _SHORTEST_NAME or not long[at : at + 1].isalpha():
+        return False
+    if len(short) == len(long):
+        return short[at : at + 2] == long[at : at + 2][::-1] and short[at + 2 :] == long[at + 2 :]
+    return short[at:] == long[at + 1 :] and (at < len(short) or long[at] == long[at - 1])
+
+
 def _seconds(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -38,6 +64,15 @@ def _seconds(value: Any) -> Any:
     if not spans or "".join(number + unit for number, unit in spans) != value:
         raise ValueError(f"{value!r} is not a duration such as 250ms, 10s, 5m, 1h or 7d")
     return sum(float(number) * _UNITS[unit] for number, unit in spans)
+
+
+def _bounded(value: float) -> float:
+    # What is told to others as protobuf has to fit in there; and less than a millisecond would be told as none.
+    if value > _LONGEST:
+        raise ValueError(f"{value:.12g} s is longer than 3650d")
+    if 0 < value < _SHORTEST:
+        raise ValueError(f"{value:g} s is shorter than 1ms")
+    return value
 
 
 def _bytes(value: Any) -> Any:
@@ -95,8 +130,10 @@ def _model_name(value: str) -> str:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
-"""Seconds; written as "250ms", "10s", "5m", "1h", "7d" or as a number of seconds."""
+Duration = Annotated[
+    float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False), AfterValidator(_bounded)
+]  # fmt: skip
+"""Seconds, 0 or from 1 ms to 3650 days; written as "250ms", "10s", "5m", "1h", "7d" or as a number of seconds."""
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 """Bytes; written as a number or as "64MiB"."""
 Address = Annotated[str, AfterValidator(_address)]
