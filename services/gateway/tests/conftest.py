@@ -19,17 +19,23 @@ import pytest
 from google.api.httpbody_pb2 import HttpBody
 
 from maestro.event.v1.event_pb2 import Event
+from maestro.gateway.v1.anthropic_pb2_grpc import AnthropicServiceStub
 from maestro.gateway.v1.http_pb2_grpc import HttpServiceStub
+from maestro.gateway.v1.openai_pb2_grpc import OpenAIServiceStub
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro.llm.v1.model_pb2_grpc import ModelServiceStub
 from maestro.router.v1 import router_pb2 as pb
 from maestro_gateway.account import Accountant
+from maestro_gateway.anthropic.service import AnthropicService
 from maestro_gateway.chat_service import ChatService
 from maestro_gateway.http_service import HttpService
 from maestro_gateway.identity import Keys
+from maestro_gateway.identity.door import authenticator
+from maestro_gateway.limits import Limiter
 from maestro_gateway.mesh import Mesh
 from maestro_gateway.model_service import ModelService
-from maestro_gateway.service import authenticator
+from maestro_gateway.openai.service import OpenAIService
+from maestro_gateway.records import Records
 from maestro_gateway.websocket import SocketServer
 from maestro_sdk.adapter.servicer import ChatServicer
 from maestro_sdk.mesh.backends import Backends
@@ -59,6 +65,16 @@ class Source:
         self.outcomes.append(outcome)
 
 
+@dataclass
+class Routers:
+    """Those that sent the table: all of them are away."""
+
+    router: Any = None
+    address: str = "127.0.0.1:50052"
+    degraded: bool = True
+    table_age: float = 7.5
+
+
 class Silence:
     """A reader of events that nobody asks for anything."""
 
@@ -79,13 +95,18 @@ class Reply:
 class Gateway:
     """A running gateway and its clients. `events` are those that it published, oldest first."""
 
-    def __init__(self, channel: grpc.aio.Channel, sockets: SocketServer, source: Source, events: list[Event]) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, sockets: SocketServer, source: Source, routers: Routers, events: list[Event]
+    ) -> None:
         self.sockets = sockets
         self.source = source
+        self.routers = routers
         self.events = events
         self.chats: Any = ChatServiceStub(channel)
         self.models: Any = ModelServiceStub(channel)
         self.rest: Any = HttpServiceStub(channel)
+        self.openai: Any = OpenAIServiceStub(channel)
+        self.anthropic: Any = AnthropicServiceStub(channel)
         self.http = aiohttp.ClientSession(f"http://127.0.0.1:{sockets.port}")
 
     def kinds(self) -> list[str]:
@@ -151,16 +172,24 @@ async def start() -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def begin(
-            *providers: ScriptedProvider | str, ping: float = 15.0, events: EventReader | None = None, **limits: Any
+            *providers: ScriptedProvider | str,
+            ping: float = 15.0,
+            events: EventReader | None = None,
+            limiter: Limiter | None = None,
+            **limits: Any,
         ) -> Gateway:
-            return await stack.enter_async_context(_running(providers, ping, events, limits))
+            return await stack.enter_async_context(_running(providers, ping, events, limiter, limits))
 
         yield begin
 
 
 @asynccontextmanager
 async def _running(
-    providers: Sequence[ScriptedProvider | str], ping: float, events: EventReader | None, limits: Mapping[str, Any]
+    providers: Sequence[ScriptedProvider | str],
+    ping: float,
+    events: EventReader | None,
+    limiter: Limiter | None,
+    limits: Mapping[str, Any],
 ) -> AsyncGenerator[Gateway]:
     async with AsyncExitStack() as stack:
         backends, targets = [], []
@@ -184,29 +213,32 @@ async def _running(
         source.local.adopt(source.table, time.time())
         channels = Backends()
         published: list[Event] = []
+        routers = Routers()
         mesh = Mesh(
             source=source,
+            routers=routers,
             backends=channels,
             dispatcher=Dispatcher(source, channels),
-            accountant=Accountant(published.append, lambda: False),
+            accountant=Accountant(published.append, lambda: False, limiter),
             switched_off=(("claude", "ANTHROPIC_API_KEY is not set"),),
         )
         keys = Keys([("acme", KEY), ("globex", OTHER_KEY)])
-        router = open_channel(f"127.0.0.1:{free_port()}")
         reader: Any = events or Silence()
         sockets = SocketServer(mesh, keys, reader, "127.0.0.1:0", max_body=100_000, ping=ping)
         await sockets.open()
-        rest = HttpService(mesh, keys, router, max_body=100_000, ping=ping)
+        rest = HttpService(mesh, Records(reader), max_body=100_000, ping=ping)
         address = await stack.enter_async_context(
             serve(
                 ChatService(mesh),
                 ModelService(source),
                 rest,
+                OpenAIService(mesh, None, max_body=100_000, ping=ping),
+                AnthropicService(mesh, max_body=100_000, ping=ping),
                 interceptors=[MeshInterceptor(authenticate=authenticator(keys))],
             )
         )
         channel = open_channel(address)
-        gateway = Gateway(channel, sockets, source, published)
+        gateway = Gateway(channel, sockets, source, routers, published)
         try:
             yield gateway
         finally:
@@ -214,7 +246,6 @@ async def _running(
             await channel.close()
             await sockets.close()
             await channels.close()
-            await router.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from maestro.llm.v1.chat_pb2 import ChatRequest, CountTokensRequest
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro.llm.v1.model_pb2 import GetInfoRequest, ListModelsRequest
+from maestro_gateway.identity.keys import configured
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, Unauthenticated, from_rpc_error
 from maestro_sdk.testing.scripted import Fault, ScriptedProvider, answer
@@ -129,3 +130,12 @@ async def test_models_of_the_whole_mesh_by_pages(start: Start) -> None:
     assert seen == ["p0/model", "p1/model", "p2/model"]
     info = await gateway.models.GetInfo(GetInfoRequest(), metadata=metadata(KEY))
     assert (info.name, info.ready, list(info.providers)) == ("gateway", True, ["p0", "p1", "p2"])
+
+
+async def test_events_name_the_key_and_never_hold_it(start: Start) -> None:
+    gateway = await start(ScriptedProvider(answer("hi", model="p0/model")))
+    await gateway.chats.Chat(request(), metadata=metadata(KEY))
+    done = await gateway.event("request.completed")
+    assert done.request_completed.key_id == configured("acme", KEY).key_id
+    assert gateway.events[0].request_started.key_id == done.request_completed.key_id
+    assert not any(KEY.encode() in event.SerializeToString() for event in gateway.events)

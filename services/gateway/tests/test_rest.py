@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from maestro.gateway.v1.http_pb2 import GetProviderHealthRequest, ListBackendsRequest, ListModelsRequest
 from maestro.llm.v1.usage_pb2 import Usage
+from maestro.router.v1.router_pb2_grpc import RouterServiceStub
 from maestro_sdk.errors import RateLimited, UpstreamError
+from maestro_sdk.service.channel import open_channel
 from maestro_sdk.testing.scripted import Fault, ScriptedProvider, answer
 from maestro_sdk.testing.servers import free_port
 
@@ -36,6 +39,16 @@ def frames(data: bytes) -> list[tuple[str, Any]]:
         assert fields["id"] == str(number)
         found.append((fields["event"], orjson.loads(fields["data"])))
     return found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("degraded", [False, True])
+async def test_an_answer_says_when_nobody_renews_the_routes(start: Start, stream: bool, degraded: bool) -> None:
+    gateway = await start(ScriptedProvider(answer("Hello")))
+    gateway.routers.degraded = degraded
+    reply = await gateway.post(question(stream=stream))
+    assert reply.status == 200
+    assert reply.headers.get("x-maestro-degraded") == ("true" if degraded else None)
 
 
 async def test_a_whole_answer(start: Start) -> None:
@@ -234,12 +247,32 @@ async def test_models(start: Start) -> None:
     assert body["aliases"] == {"first": "p0/model"}
 
 
+async def test_a_router_that_goes_while_it_is_asked_takes_no_answer_with_it(start: Start) -> None:
+    gateway = await start(ScriptedProvider())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        channel = open_channel(f"127.0.0.1:{silent.getsockname()[1]}")
+        gateway.routers.router = RouterServiceStub(channel)
+        asked = asyncio.create_task(gateway.get("ListBackends", ListBackendsRequest()))
+        await asyncio.sleep(0.2)  # well below the time that the gateway gives a router to answer
+        await channel.close()
+        body = (await asyncio.wait_for(asked, 5)).json
+    assert body["router"]["trouble"] == "the router has just gone; this is the last table that it sent"
+    assert body["source"] == "last_table"
+
+
 async def test_backends_without_a_router_come_from_the_last_table(start: Start) -> None:
     gateway = await start(ScriptedProvider())
     body = (await gateway.get("ListBackends", ListBackendsRequest())).json
     assert body["source"] == "last_table"
-    assert body["router"]["reachable"] is False
-    assert "does not answer" in body["router"]["trouble"]
+    assert body["router"] == {
+        "address": "127.0.0.1:50052",
+        "reachable": False,
+        "trouble": "no router answers; this is the last table that one sent",
+        "degraded": True,
+        "table_version": 7,
+        "table_age_seconds": 7.5,
+    }
+    assert (await gateway.get("GetProviderHealth", GetProviderHealthRequest())).json["router"] == body["router"]
     assert body["backends"][0]["id"] == "adapter-p0:p0/model"
     assert body["backends"][0]["state"] == "active"
     assert body["backends"][0]["here"]["breaker"] == "closed"

@@ -1,6 +1,6 @@
-"""Accounts every chat: what was asked, what failed on the way, how it ended, what it cost. It takes microseconds.
+"""Accounts every request: what was asked, what failed on the way, how it ended, what it cost. It takes microseconds.
 
-All front doors (REST, server-sent events, WebSocket, gRPC) run a chat inside `with accountant.open(request, …)`.
+All front doors (REST, server-sent events, WebSocket, gRPC) run a request inside `with accountant.open(request, …)`.
 Whatever ends the block ends the account: a plain end completed the request, an error failed it, a cancellation means
 that the caller left.
 """
@@ -16,6 +16,7 @@ from typing import Self
 
 from maestro.event.v1.event_pb2 import (
     AttemptFailed,
+    AttemptUsage,
     Event,
     Failure,
     RequestCompleted,
@@ -24,27 +25,41 @@ from maestro.event.v1.event_pb2 import (
     RequestStarted,
 )
 from maestro.llm.v1.chat_pb2 import ChatRequest, Finish
+from maestro.llm.v1.embedding_pb2 import EmbedRequest
+from maestro_gateway.identity import current_principal, permit
+from maestro_gateway.limits import Limiter, Ticket
 from maestro_sdk.errors import Cancelled, Internal, MaestroError
-from maestro_sdk.mesh.dispatch import Attempt, Trail
+from maestro_sdk.mesh.trail import Attempt, Trail
 from maestro_sdk.service.events import new_event
 from maestro_sdk.tracing import Call
 
 log = logging.getLogger(__name__)
 
-_CHAT = RequestOperation.REQUEST_OPERATION_CHAT
+_CHAT, _EMBED = RequestOperation.REQUEST_OPERATION_CHAT, RequestOperation.REQUEST_OPERATION_EMBED
 _LONGEST_CODE = 128
 
 
 class Accountant:
     """Opens accounts; `publish` takes the events, `is_degraded` tells whether nobody renews the route table."""
 
-    def __init__(self, publish: Callable[[Event], None], is_degraded: Callable[[], bool]) -> None:
+    def __init__(
+        self, publish: Callable[[Event], None], is_degraded: Callable[[], bool], limiter: Limiter | None = None
+    ) -> None:
+        """Without a `limiter` nobody is limited."""
         self._publish = publish
         self._is_degraded = is_degraded
+        self._limiter = limiter
 
-    def open(self, request: ChatRequest, call: Call, *, streamed: bool) -> Account:
-        """The account of one request, begun when its block is entered."""
-        return Account(self._publish, self._is_degraded, request, call, streamed)
+    def open(self, request: ChatRequest | EmbedRequest, call: Call, *, streamed: bool) -> Account:
+        """The account of one request, begun when its block is entered. One with a `ticket` has to take that before.
+
+        Raises `PermissionDenied` when the caller's key may not ask as that persona or for that skill, and `TooLarge`.
+        """
+        permit(request)
+        account = Account(self._publish, self._is_degraded, request, call, streamed)
+        if self._limiter is not None:
+            account.limit(self._limiter, request)
+        return account
 
 
 class Account:
@@ -53,12 +68,15 @@ class Account:
     __slots__ = (
         "_call",
         "_is_degraded",
+        "_key_id",
         "_noted",
+        "_operation",
         "_persona",
         "_publish",
         "_requested",
         "_skill",
         "_streamed",
+        "ticket",
         "trail",
     )
 
@@ -66,32 +84,44 @@ class Account:
         self,
         publish: Callable[[Event], None],
         is_degraded: Callable[[], bool],
-        request: ChatRequest,
+        request: ChatRequest | EmbedRequest,
         call: Call,
         streamed: bool,
     ) -> None:
         self._publish = publish
         self._is_degraded = is_degraded
         self._call = call
+        principal = current_principal()
+        self._key_id = principal.key_id if principal is not None else ""
         self._streamed = streamed
         # The dispatcher writes the backend's model into the request.
         self._requested = request.model
         self._persona = self._skill = ""
         if request.HasField("routing"):
             self._persona, self._skill = request.routing.persona, request.routing.skill
+        self._operation = _CHAT if isinstance(request, ChatRequest) else _EMBED
         self._noted = 0
+        self.ticket: Ticket | None = None
+        """What the request has to take of the limits of its caller; None when nothing is counted."""
         self.trail = Trail()
         """What the dispatcher tells."""
+
+    def limit(self, limiter: Limiter, request: ChatRequest | EmbedRequest) -> None:
+        """Finds the limits that the request falls under. Raises `TooLarge`."""
+        principal = current_principal()
+        name = principal.subject if principal is not None else ""
+        self.ticket = limiter.ticket(request, self._call.tenant, self._key_id, name, self._persona)
 
     def __enter__(self) -> Self:
         self._send(
             RequestStarted(
                 request_id=self._call.request_id,
-                operation=_CHAT,
+                operation=self._operation,
                 requested_model=self._requested,
                 streamed=self._streamed,
                 persona=self._persona,
                 skill=self._skill,
+                key_id=self._key_id,
             )
         )
         return self
@@ -106,19 +136,24 @@ class Account:
             self.note_attempts(over=True)
             self._complete(self.trail.finish)
             return
-        failure = _meaning(error)
-        if isinstance(failure, Cancelled) and self.trail.attempts and self.trail.attempts[-1].error is None:
-            self.trail.attempts[-1].ended = self.trail.attempts[-1].ended or time.monotonic()
+        if self.ticket is not None:
+            self.ticket.settle(self.trail.usage)
         self.note_attempts(over=True)
-        self._fail(failure)
+        self._fail(_meaning(error))
 
     def note_attempts(self, *, over: bool = False) -> None:
         """Publishes the attempts that failed since the last time; `over` tells that none follows any more."""
-        attempts = self.trail.attempts
-        for attempt in attempts[self._noted :]:
+        if self.ticket is not None and self.trail.finish is not None:
+            # Before the caller sees the end: whoever sees it may ask the next question.
+            self.ticket.settle(self.trail.usage)
+        failed = self.trail.failed
+        if len(failed) == self._noted:
+            return
+        for attempt in failed[self._noted :]:
             if attempt.error is not None:
-                self._note(attempt, attempt.error, will_continue=not over or attempt is not attempts[-1])
-        self._noted = len(attempts)
+                last = over and attempt is failed[-1] and self.trail.finish is None
+                self._note(attempt, attempt.error, will_continue=not last)
+        self._noted = len(failed)
 
     def _note(self, attempt: Attempt, error: MaestroError, *, will_continue: bool) -> None:
         backend = attempt.backend
@@ -139,7 +174,7 @@ class Account:
         trail, backend = self.trail, self.trail.backend
         payload = RequestCompleted(
             request_id=self._call.request_id,
-            operation=_CHAT,
+            operation=self._operation,
             requested_model=self._requested,
             attempts=len(trail.attempts),
             finish_reason=finish.reason,
@@ -150,8 +185,11 @@ class Account:
             variant=trail.plan.variant if trail.plan is not None else "",
             persona=self._persona,
             skill=self._skill,
+            key_id=self._key_id,
             usage=trail.usage,
-            cost=finish.cost if finish.HasField("cost") else None,
+            cost=trail.cost,
+            decision=trail.plan.message() if trail.plan is not None else None,
+            attempt_usages=_usages(trail),
         )
         if backend is not None:
             payload.provider, payload.adapter = backend.provider, backend.adapter
@@ -163,10 +201,9 @@ class Account:
 
     def _fail(self, error: MaestroError) -> None:
         trail, backend = self.trail, self.trail.backend
-        finish = trail.finish
         payload = RequestFailed(
             request_id=self._call.request_id,
-            operation=_CHAT,
+            operation=self._operation,
             requested_model=self._requested,
             failure=failure_of(error),
             attempts=len(trail.attempts),
@@ -174,8 +211,11 @@ class Account:
             degraded=self._is_degraded(),
             persona=self._persona,
             skill=self._skill,
+            key_id=self._key_id,
             usage=trail.usage,
-            cost=finish.cost if finish is not None and finish.HasField("cost") else None,
+            cost=trail.cost,
+            decision=trail.plan.message() if trail.plan is not None else None,
+            attempt_usages=_usages(trail),
         )
         if backend is not None:
             payload.provider, payload.adapter = backend.provider, backend.adapter
@@ -190,6 +230,22 @@ class Account:
         if ago > 0.001:
             event.time.FromNanoseconds(event.time.ToNanoseconds() - _nanoseconds(ago))
         self._publish(event)
+
+
+def _usages(trail: Trail) -> list[AttemptUsage]:
+    """What each attempt used, in the order in which they began; their sum is that of the request."""
+    return [
+        AttemptUsage(
+            attempt=attempt.number,
+            adapter=attempt.backend.adapter,
+            provider=attempt.backend.provider,
+            model=attempt.backend.message.model.name,
+            fate=attempt.fate,
+            usage=attempt.usage,
+            cost=attempt.cost,
+        )
+        for attempt in trail.attempts
+    ]
 
 
 def failure_of(error: MaestroError) -> Failure:

@@ -10,6 +10,8 @@ import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, CountTokensRequest, CountTokensResponse
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceServicer, ChatServiceStub
+from maestro_gateway.identity import permit
+from maestro_gateway.limits import Ticket, openai_headers
 from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_sdk.errors import MaestroError, Unimplemented, from_rpc_error
 from maestro_sdk.mesh.needs import needs_of
@@ -25,13 +27,19 @@ class ChatService(ChatServiceServicer):
 
     async def Chat(self, request: ChatRequest, context: Any) -> ChatResponse:
         call = calling()
-        with self._mesh.accountant.open(request, call, streamed=False) as account:
+        opened = self._mesh.accountant.open(request, call, streamed=False)
+        if opened.ticket is not None:
+            await _admit(opened.ticket, context)
+        with opened as account:
             needs = needs_of(request, call.tenant)
             return await self._mesh.dispatcher.complete(request, needs, account.trail, deadline_of(context))
 
     async def StreamChat(self, request: ChatRequest, context: Any) -> None:
         call = calling()
-        with self._mesh.accountant.open(request, call, streamed=True) as account:
+        opened = self._mesh.accountant.open(request, call, streamed=True)
+        if opened.ticket is not None:
+            await _admit(opened.ticket, context)
+        with opened as account:
             needs = needs_of(request, call.tenant, streaming=True)
             stream = self._mesh.dispatcher.stream(request, needs, account.trail, deadline_of(context))
             # Writing instead of yielding: when the call is cancelled, the attempt is closed here and now.
@@ -43,6 +51,7 @@ class ChatService(ChatServiceServicer):
     async def CountTokens(self, request: CountTokensRequest, context: Any) -> CountTokensResponse:
         """Asks the backends of the plan in order; when none of them can count, the answer is marked as an estimate."""
         chat = request.request
+        permit(chat)
         needs = needs_of(chat, calling().tenant)
         plan = self._mesh.plan(needs)
         if not plan.kept:
@@ -63,3 +72,11 @@ class ChatService(ChatServiceServicer):
         return CountTokensResponse(
             input_tokens=max(1, needs.input_tokens), estimated=True, provider=model.provider, model=model.name
         )
+
+
+async def _admit(ticket: Ticket, context: Any) -> None:
+    """Takes what the limits of the caller allow, and tells what is left of them behind the answer."""
+    try:
+        await ticket.take()
+    finally:
+        context.set_trailing_metadata(openai_headers(ticket))

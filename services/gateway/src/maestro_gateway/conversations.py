@@ -40,6 +40,7 @@ _LONGEST_ID = 128
 _FAREWELL = 2.0
 _NONE = b"null"
 GOING_AWAY = b"the gateway is shutting down; connect again"
+DISMISSED = b"the key is not in force any more"
 
 
 class ChatSocket:
@@ -86,6 +87,12 @@ class ChatSocket:
             async with asyncio.timeout(_FAREWELL):
                 await self._idle.wait()
         await self._socket.close(code=1001, message=GOING_AWAY)
+
+    async def dismiss(self) -> None:
+        """Cuts what runs and closes: the key is not in force any more."""
+        self._draining = self._left = True
+        self._cancel_all()
+        await self._socket.close(code=1008, message=DISMISSED)
 
     def _cancel_all(self) -> None:
         for task in self._running.values():
@@ -167,7 +174,10 @@ class ChatSocket:
     async def _answer(self, name: str, document: dict[str, Any], call: Call) -> None:
         body = read_chat(document)
         request, conversation, send = body.request, quoted(name), self._socket.send_frame
-        with self._mesh.accountant.open(request, call, streamed=True) as account:
+        opened = self._mesh.accountant.open(request, call, streamed=True)
+        if opened.ticket is not None:
+            await opened.ticket.take()
+        with opened as account:
             trail = account.trail
             needs = needs_of(request, call.tenant, streaming=True)
             async with aclosing(self._mesh.dispatcher.stream(request, needs, trail)) as batches:

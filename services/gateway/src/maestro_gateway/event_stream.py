@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from aiohttp import ClientConnectionError, WSMsgType, web
@@ -90,6 +91,12 @@ class EventSocket:
     async def finish(self, grace: float) -> None:
         """Says goodbye with the sequence to go on after."""
         await self._close(1001, "draining", "the gateway is shutting down; connect again with ?after=")
+
+    async def dismiss(self) -> None:
+        """Closes: the key is not in force any more."""
+        with suppress(TimeoutError, ClientConnectionError):
+            async with asyncio.timeout(1.0):
+                await self._socket.close(code=1008, message=b"the key is not in force any more")
 
     async def _send(self) -> None:
         subscription = self._subscription

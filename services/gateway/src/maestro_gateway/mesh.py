@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from maestro_gateway.account import Accountant
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher, TableSource
+from maestro_sdk.mesh.embed import EmbedDispatcher
 from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.plan import Plan, plan
 from maestro_sdk.tracing import Call, current_call
+
+if TYPE_CHECKING:
+    from maestro.router.v1.router_pb2_grpc import RouterServiceAsyncStub
+
+
+class Routers(Protocol):
+    """Whom the table comes from: a `RouteWatcher`."""
+
+    @property
+    def router(self) -> RouterServiceAsyncStub | None:
+        """The router that is followed; None while there is none."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Its address, or that of the one that was followed last."""
+        ...
+
+    @property
+    def degraded(self) -> bool:
+        """Whether no router renews the table."""
+        ...
+
+    @property
+    def table_age(self) -> float:
+        """Seconds since a router last stood behind the table."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +48,15 @@ class Mesh:
     """The mesh as a front door sees it. `switched_off` are configured adapters that take no part, with the reason."""
 
     source: TableSource
+    routers: Routers
     backends: Backends
     dispatcher: Dispatcher
     accountant: Accountant
     switched_off: tuple[tuple[str, str], ...] = ()
+    embedder: EmbedDispatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embedder", EmbedDispatcher(self.source, self.backends))
 
     def plan(self, needs: Needs) -> Plan:
         """The decision that a request with these needs would meet now. Raises `NotFound` for an unknown model."""

@@ -7,20 +7,35 @@ import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
+from google.protobuf.message import Message
+
+from maestro.event.v1.event_pb2 import (
+    ROUTE_DEGRADATION_ROUTER_BACK,
+    ROUTE_DEGRADATION_ROUTER_LOST,
+    Event,
+    RouteDegraded,
+)
 from maestro_gateway.account import Accountant
+from maestro_gateway.anthropic.service import AnthropicService
 from maestro_gateway.chat_service import ChatService
-from maestro_gateway.http_service import SERVICE, HttpService
-from maestro_gateway.identity import Keys
+from maestro_gateway.embedding_service import EmbeddingService
+from maestro_gateway.http_service import HttpService
+from maestro_gateway.identity.door import authenticator, identities
+from maestro_gateway.keep import keeping
+from maestro_gateway.key_service import KeyService
+from maestro_gateway.limits import limiting
+from maestro_gateway.limits.reload import follow_limits
 from maestro_gateway.mesh import Mesh
+from maestro_gateway.metrics import count_decisions
 from maestro_gateway.model_service import ModelService
+from maestro_gateway.openai.service import OpenAIService
+from maestro_gateway.records import Records
 from maestro_gateway.websocket import SocketServer
-from maestro_sdk.errors import Unauthenticated
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher
-from maestro_sdk.mesh.watch import RouteWatcher
-from maestro_sdk.service.channel import open_channel
-from maestro_sdk.service.events import EventPublisher, EventReader
-from maestro_sdk.service.interceptors import Authenticate, Metadata
+from maestro_sdk.mesh.watch import Patience, RouteWatcher
+from maestro_sdk.service.events import MESH, EventPublisher, EventReader, new_event
+from maestro_sdk.service.replica import in_turn, process_name
 from maestro_sdk.service.run import Service
 from maestro_sdk.service.settings import Config, ConfigError, EnvironmentSwitch
 
@@ -35,21 +50,31 @@ _ROUTER_PATIENCE = 3.0
 async def gateway(config: Config) -> AsyncGenerator[Service]:
     """The gateway as a service: ready with the router's table, or with that of its last life when no router comes."""
     settings = config.gateway
-    keys = Keys(_known_keys(config))
     backends = Backends()
-    router = open_channel(config.router.address)
+    name = process_name("gateway")
+    routers = in_turn((config.router.address, *config.router.others), name)
     try:
         async with (
             EventPublisher.from_config(config, "gateway") as publisher,
             EventReader.from_config(config, "gateway") as events,
-            RouteWatcher(config.router.address, "gateway", config.data / "gateway" / "routes.binpb") as watcher,
+            keeping(config) as keep,
+            identities(config) as (keys, ring),
+            limiting(config, lambda payload: publisher.publish(_news(payload, name)), name) as limiter,
+            RouteWatcher(
+                routers,
+                name,
+                config.data / "gateway" / "routes.binpb",
+                on_change=lambda: publisher.publish(_change_of_routers(name, watcher)),
+                patience=Patience(start=_ROUTER_PATIENCE),
+            ) as watcher,
         ):
             mesh = Mesh(
                 source=watcher,
                 backends=backends,
                 dispatcher=Dispatcher(watcher, backends),
-                accountant=Accountant(publisher.publish, lambda: not watcher.connected),
+                accountant=Accountant(count_decisions(publisher.publish), lambda: watcher.degraded, limiter),
                 switched_off=tuple(_switched_off(config)),
+                routers=watcher,
             )
 
             begun = asyncio.get_running_loop().time()
@@ -59,28 +84,40 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 waited = asyncio.get_running_loop().time() - begun
                 if watcher.connected or (watcher.table.version and waited > _ROUTER_PATIENCE):
                     return ""
-                return f"no route table yet from the router at {config.router.address}"
+                return f"no route table yet from the router at {' or '.join(routers)}"
 
-            rest = HttpService(mesh, keys, router, max_body=settings.max_body, ping=settings.ping)
+            records = Records(events)
+            rest = HttpService(mesh, records, max_body=settings.max_body, ping=settings.ping)
+            openai = OpenAIService(mesh, keep, max_body=settings.max_body, ping=settings.ping)
+            anthropic = AnthropicService(mesh, max_body=settings.max_body, ping=settings.ping)
             sockets = SocketServer(
                 mesh, keys, events, settings.websocket, max_body=settings.max_body, ping=settings.ping
             )
             tidying = asyncio.create_task(_tidy(backends, watcher))
+            following = asyncio.create_task(follow_limits(config, limiter))
             try:
                 await _listen(sockets, config)
                 yield Service(
                     address=settings.address,
-                    servicers=[ChatService(mesh), ModelService(watcher), rest],
+                    servicers=[
+                        ChatService(mesh),
+                        EmbeddingService(mesh),
+                        ModelService(watcher),
+                        KeyService(ring),
+                        rest,
+                        openai,
+                        anthropic,
+                    ],
                     ready=ready,
                     authenticate=authenticator(keys),
                     drain=sockets.drain,
                 )
             finally:
                 tidying.cancel()
+                following.cancel()
                 await sockets.close()
     finally:
         await backends.close()
-        await router.close()
 
 
 async def _listen(sockets: SocketServer, config: Config) -> None:
@@ -89,31 +126,6 @@ async def _listen(sockets: SocketServer, config: Config) -> None:
     except OSError as error:
         reason = f"can't listen on {config.gateway.websocket}: {error.strerror}"
         raise ConfigError([config.problem_at("gateway.websocket", reason)]) from None
-
-
-def authenticator(keys: Keys) -> Authenticate:
-    """What finds the tenant of a gRPC call. REST calls pass without one: `HttpService` refuses them in JSON."""
-
-    def authenticate(metadata: Metadata, method: str) -> str:
-        headers = {name: value for name, value in metadata if isinstance(value, str)}
-        try:
-            return keys.authenticate(headers)
-        except Unauthenticated:
-            if method.startswith(SERVICE):
-                return ""
-            raise
-
-    return authenticate
-
-
-def _known_keys(config: Config) -> Iterator[tuple[str, str]]:
-    for index, entry in enumerate(config.gateway.keys):
-        key = entry.key.get()
-        if key is None:
-            source = entry.key.env or entry.key.file
-            log.warning("gateway.keys[%d]: %s is not set, so tenant %s has no key", index, source, entry.tenant)
-        else:
-            yield entry.tenant, key
 
 
 def _switched_off(config: Config) -> Iterator[tuple[str, str]]:
@@ -127,6 +139,21 @@ def _switched_off(config: Config) -> Iterator[tuple[str, str]]:
                 if isinstance(switch, EnvironmentSwitch)
                 else "`enabled` is false",
             )
+
+
+def _change_of_routers(name: str, watcher: RouteWatcher) -> Event:
+    """What tells that no router renews the table any more, or that one does again."""
+    payload = RouteDegraded(
+        service=name,
+        cause=ROUTE_DEGRADATION_ROUTER_LOST if watcher.lost else ROUTE_DEGRADATION_ROUTER_BACK,
+        table_version=watcher.table.version,
+    )
+    payload.table_age.FromNanoseconds(int(watcher.table_age * 1e9))
+    return new_event(payload, f"service/{name}", tenant=MESH)
+
+
+def _news(payload: Message, name: str) -> Event:
+    return new_event(payload, f"service/{name}", tenant=MESH)
 
 
 async def _tidy(backends: Backends, watcher: RouteWatcher) -> None:

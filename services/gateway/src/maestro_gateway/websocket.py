@@ -10,13 +10,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 from aiohttp import web
 
 from maestro_gateway.conversations import ChatSocket
 from maestro_gateway.event_stream import EventSocket, read_query
-from maestro_gateway.identity import Keys, key_in
+from maestro_gateway.identity import Keys, Principal, enter, key_in
+from maestro_gateway.identity.keys import Unfamiliar
+from maestro_gateway.identity.scopes import scope_of_path
 from maestro_gateway.json_codec.answer import encode_error
 from maestro_gateway.mesh import Mesh
 from maestro_sdk.errors import Internal, InvalidRequest, MaestroError, NotFound, Unauthenticated, UpstreamError
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 _PROTOCOL = "maestro"
 _BEARER = "bearer."
 _WRITE_LIMIT = 64 * 1024
+_LOOK = 1.0
+"""Seconds between two looks for keys that have expired."""
 _CLOSING = 2.0
 """Seconds that a peer has to answer a close."""
 
@@ -36,6 +41,10 @@ class _Socket(Protocol):
     async def run(self) -> None: ...
 
     async def finish(self, grace: float) -> None: ...
+
+    async def dismiss(self) -> None:
+        """Ends it at once: its key is not in force any more."""
+        ...
 
 
 class SocketServer:
@@ -52,7 +61,9 @@ class SocketServer:
         self._port = int(port)
         self._max_body = max_body
         self._ping = ping
-        self._sockets: set[_Socket] = set()
+        self._sockets: dict[_Socket, Principal] = {}
+        self._dismissing: asyncio.Task[None] | None = None
+        self._keys_changed = asyncio.Event()
         self._draining = False
         application = web.Application(middlewares=[self._tell_errors])
         application.router.add_get("/v1/chat/stream", self._chat)
@@ -71,9 +82,13 @@ class SocketServer:
         await self._runner.setup()
         self._site = web.TCPSite(self._runner, self._host.strip("[]"), self._port)
         await self._site.start()
+        self._keys.changed.append(self._keys_changed.set)
+        self._dismissing = asyncio.create_task(self._dismiss())
 
     async def close(self) -> None:
         """Ends everything that still runs."""
+        if self._dismissing is not None:
+            self._dismissing.cancel()
         await self._runner.cleanup()
 
     async def drain(self, grace: float) -> None:
@@ -86,37 +101,54 @@ class SocketServer:
                 group.create_task(socket.finish(grace))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        call = self._identify(request)
+        call, principal = await self._identify(request)
         socket = self._socket(request)
         await socket.prepare(request)
-        await self._run(ChatSocket(socket, self._mesh, call))
+        await self._run(ChatSocket(socket, self._mesh, call), principal)
         return socket
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
-        call = self._identify(request)
+        call, principal = await self._identify(request)
         query = read_query(request.query.items())
         socket = self._socket(request)
         async with self._events.subscribe(
             call.tenant, kinds=query.kinds, job=query.job, after=query.after
         ) as subscription:
             await socket.prepare(request)
-            await self._run(EventSocket(socket, subscription))
+            await self._run(EventSocket(socket, subscription), principal)
         return socket
 
-    async def _run(self, socket: _Socket) -> None:
-        self._sockets.add(socket)
+    async def _run(self, socket: _Socket, principal: Principal) -> None:
+        self._sockets[socket] = principal
         try:
             await socket.run()
         finally:
-            self._sockets.discard(socket)
+            del self._sockets[socket]
 
-    def _identify(self, request: web.Request) -> Call:
+    async def _dismiss(self) -> None:
+        """Ends sockets whose key was revoked or has expired: they would else outlive it for ever."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._keys_changed.wait()
+            self._keys_changed.clear()
+            over = [socket for socket, principal in self._sockets.items() if not self._keys.is_good(principal)]
+            async with asyncio.TaskGroup() as group:
+                for socket in over:
+                    group.create_task(socket.dismiss())
+
+    async def _identify(self, request: web.Request) -> tuple[Call, Principal]:
         call = call_from_metadata(
             (name, request.headers[name]) for name in (REQUEST_ID_KEY, TRACEPARENT_KEY) if name in request.headers
         )
         key = key_in(request.headers) or _protocol_key(request) or request.query.get("access_token", "")
-        tenant = self._keys.tenant_of(key) if key else self._keys.authenticate(request.headers)
-        return Call(call.request_id, tenant, call.traceparent)
+        try:
+            principal = self._keys.principal_of(key) if key else self._keys.authenticate(request.headers)
+        except Unfamiliar:
+            principal = await self._keys.learn(key)
+        principal.require(scope_of_path(request.path))
+        enter(principal)
+        return Call(call.request_id, principal.tenant, call.traceparent), principal
 
     def _socket(self, request: web.Request) -> web.WebSocketResponse:
         if self._draining:

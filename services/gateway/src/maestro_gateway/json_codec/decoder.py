@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.struct_pb2 import Struct
 
 from maestro_sdk.errors import InvalidRequest
 
+Choice = TypeVar("Choice")
 Path = tuple[Any, "str | int"] | None
 """A place in a document as a linked list, (parent, key): nothing is rendered until there is something to tell."""
 
@@ -227,6 +228,14 @@ def read_bool(value: Any, path: Path) -> bool:
     if type(value) is not bool:
         raise mistyped(path, "true or false", value)
     return value
+
+
+def read_choice(value: Any, path: Path, choices: Mapping[str, Choice]) -> Choice:
+    """What one of a few words stands for."""
+    # Not every JSON value may be asked for in a mapping.
+    if type(value) is not str or value not in choices:
+        raise wrong(path, f"must be one of {', '.join(choices)}")
+    return choices[value]
 
 
 def read_number(value: Any, path: Path) -> float:

@@ -1,0 +1,103 @@
+"""The door of the gateway: who comes in by gRPC and REST, and the keys that it knows while the gateway runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import asynccontextmanager
+
+from maestro_gateway.identity.key_set import KeySet
+from maestro_gateway.identity.keys import Keys, Unfamiliar, configured, key_in
+from maestro_gateway.identity.principal import Principal, enter
+from maestro_gateway.identity.ring import KeyRing
+from maestro_gateway.identity.scopes import scope_of_method
+from maestro_gateway.identity.tokens import TokenVerifier
+from maestro_sdk.errors import MaestroError
+from maestro_sdk.service.interceptors import Authenticate, Metadata
+from maestro_sdk.service.settings import Config
+
+log = logging.getLogger(__name__)
+
+_FACADES = tuple(f"/maestro.gateway.v1.{name}/" for name in ("HttpService", "OpenAIService", "AnthropicService"))
+"""Services that answer in HTTP bodies: they refuse by themselves, in the shape of their API."""
+_PATIENCE = 2.0
+"""Seconds that a starting gateway waits for the keys that NATS holds."""
+
+
+def authenticator(keys: Keys) -> Authenticate:
+    """What finds the tenant of a gRPC call whose key has the scope of the method, and sets its principal.
+
+    Calls of REST come through without a tenant; why stands in `admitted`.
+    """
+
+    def admit(principal: Principal, method: str) -> str:
+        principal.require(scope_of_method(method))
+        enter(principal)
+        return principal.tenant
+
+    def refuse(error: MaestroError, method: str) -> str:
+        enter(error)
+        if method.startswith(_FACADES):
+            return ""
+        raise error
+
+    async def learn(key: str, method: str) -> str:
+        try:
+            return admit(await keys.learn(key), method)
+        except MaestroError as error:
+            return refuse(error, method)
+
+    def authenticate(metadata: Metadata, method: str) -> str | Awaitable[str]:
+        headers = {name: value for name, value in metadata if isinstance(value, str)}
+        try:
+            return admit(keys.authenticate(headers), method)
+        except Unfamiliar:
+            return learn(key_in(headers), method)
+        except MaestroError as error:
+            return refuse(error, method)
+
+    return authenticate
+
+
+@asynccontextmanager
+async def identities(config: Config) -> AsyncGenerator[tuple[Keys, KeyRing]]:
+    """The keys in force, and the ring that those stand in which were made; both kept up to date meanwhile."""
+    folder = config.data / "gateway"
+    jwt = config.gateway.jwt
+    key_set = KeySet(jwt, folder / "jwks.json") if jwt is not None else None
+    tokens = TokenVerifier(jwt, key_set) if jwt is not None and key_set is not None else None
+    keys = Keys(_configured(config), tokens)
+    ring = KeyRing(config.nats.url, folder / "keys.json", keys)
+    ring.load()
+    running = [asyncio.create_task(ring.run(), name="follow the keys")]
+    try:
+        if key_set is not None:
+            await key_set.open()
+            running.append(asyncio.create_task(key_set.run(), name="follow the keys of tokens"))
+        for task in running:
+            task.add_done_callback(_tell_end)
+        await ring.settle(_PATIENCE)
+        yield keys, ring
+    finally:
+        for task in running:
+            task.cancel()
+        # Not a task group: it would wrap what the gateway itself raises.
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the task to %s ended; restart this gateway", task.get_name(), exc_info=error)
+
+
+def _configured(config: Config) -> Iterator[Principal]:
+    for index, entry in enumerate(config.gateway.keys):
+        key = entry.key.get()
+        if key is None:
+            source = entry.key.env or entry.key.file
+            log.warning("gateway.keys[%d]: %s is not set, so tenant %s has no key", index, source, entry.tenant)
+        else:
+            yield configured(
+                entry.tenant, key, entry.scopes, name=entry.name, personas=entry.personas, skills=entry.skills
+            )

@@ -1,0 +1,320 @@
+"""Answers in the shape of OpenAI's chat completions: a document, or chunks. Pure.
+
+What that shape has no place for (provider, route, attempts, cost, warnings) stands under `maestro`, which OpenAI's
+clients pass over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from maestro.llm.v1.chat_pb2 import (
+    ChatEvent,
+    ChatResponse,
+    Finish,
+    FinishReason,
+    Started,
+    ToolCallDelta,
+    Warning,  # noqa: A004 - the contract's name
+)
+from maestro.llm.v1.message_pb2 import Part, TokenLogprob
+from maestro.llm.v1.usage_pb2 import Cost, Usage
+from maestro_gateway.openai.request import OWN, Asked
+from maestro_sdk.adapter.fold import merge_usage
+from maestro_sdk.errors import MaestroError
+
+DONE = b"data: [DONE]\n\n"
+_REASONS: Mapping[FinishReason.ValueType, str] = {
+    FinishReason.FINISH_REASON_STOP: "stop",
+    FinishReason.FINISH_REASON_STOP_SEQUENCE: "stop",
+    FinishReason.FINISH_REASON_PAUSED: "stop",
+    FinishReason.FINISH_REASON_REFUSAL: "stop",
+    FinishReason.FINISH_REASON_LENGTH: "length",
+    FinishReason.FINISH_REASON_CONTEXT_WINDOW: "length",
+    FinishReason.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    FinishReason.FINISH_REASON_CONTENT_FILTER: "content_filter",
+}
+_dumps = orjson.dumps
+
+
+def encode_completion(response: ChatResponse, asked: Asked, route: str, created: int) -> bytes:
+    """The unary answer; `created` is Unix time in seconds, `route` is empty when the model was named directly."""
+    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+    texts: list[str] = []
+    refusals: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    logprobs: list[TokenLogprob] = []
+    for part in response.parts:
+        match part.WhichOneof("kind"):
+            case "text":
+                texts.append(part.text.text)
+                logprobs.extend(part.text.logprobs)
+            case "refusal":
+                refusals.append(part.refusal.text)
+            case "reasoning":
+                thoughts.append(part.reasoning.text)
+            case "tool_call":
+                calls.append(_call(part))
+            case _:
+                pass  # Has no place in this shape.
+    if texts:
+        message["content"] = "".join(texts)
+    if refusals:
+        message["refusal"] = "".join(refusals)
+    if any(thoughts):
+        message["reasoning_content"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": {"content": _logprobs(logprobs), "refusal": None} if logprobs else None,
+        "finish_reason": _REASONS.get(response.finish_reason, "other"),
+    }
+    return _dumps(
+        {
+            "id": response.response_id,
+            "object": "chat.completion",
+            "created": created,
+            "model": f"{response.provider}/{response.model}",
+            "choices": [choice],
+            "usage": _usage(response.usage),
+            "system_fingerprint": None,
+            "maestro": _facts(
+                response.provider,
+                response.attempt,
+                route,
+                response.cost if response.HasField("cost") else None,
+                _warnings(asked, response.provider, response.warnings),
+            ),
+        }
+    )
+
+
+class Chunks:
+    """Turns the events of one answer into chunks as server-sent events."""
+
+    __slots__ = ("_asked", "_bare", "_calls", "_created", "_head", "_started", "_usage", "_warnings", "route")
+
+    def __init__(self, asked: Asked, created: int) -> None:
+        self._asked = asked
+        self._created = created
+        self._started = Started()
+        self._head: dict[str, Any] = {}
+        # The place of each call among the calls, by the index of its part.
+        self._calls: dict[int, int] = {}
+        # Parts of calls that had no arguments so far.
+        self._bare: set[int] = set()
+        self._usage = Usage()
+        self._warnings: list[Warning] = []
+        self.route = ""
+        """Empty when the model was named directly."""
+
+    def frames(self, events: Iterable[ChatEvent]) -> bytes:
+        """The chunks of some events; `[DONE]` follows the last one."""
+        found: list[bytes] = []
+        for event in events:
+            match event.WhichOneof("kind"):
+                case "text":
+                    delta = event.text
+                    tokens = {"content": _logprobs(delta.logprobs), "refusal": None} if delta.logprobs else None
+                    found.append(self._chunk({"content": delta.text}, logprobs=tokens))
+                case "reasoning":
+                    found.append(self._chunk({"reasoning_content": event.reasoning.text}))
+                case "tool_call":
+                    found.append(self._chunk({"tool_calls": [self._call(event.tool_call)]}))
+                case "part":
+                    found += self._part(event.part)
+                case "started":
+                    self._begin(event.started)
+                    found.append(self._chunk({"role": "assistant", "content": "", "refusal": None}))
+                case "usage":
+                    merge_usage(self._usage, event.usage)
+                case "warning":
+                    self._warnings.append(event.warning)
+                case "finish":
+                    found += self._finish(event.finish)
+                case _:
+                    pass  # Has no place in this shape.
+        return b"".join(found)
+
+    def error(self, error: MaestroError, request_id: str) -> bytes:
+        """The event of an error that ends a stream; no `[DONE]` follows."""
+        return b"data: %b\n\n" % encode_error(error, request_id)
+
+    def _begin(self, started: Started) -> None:
+        self._started = started
+        self._head = {
+            "id": started.response_id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": f"{started.provider}/{started.model}",
+            "system_fingerprint": None,
+        }
+
+    def _chunk(self, delta: Mapping[str, Any], reason: str | None = None, logprobs: Any = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self._frame({"choices": [choice]})
+
+    def _frame(self, body: Mapping[str, Any]) -> bytes:
+        # With usage asked for, every chunk has the field, and it is null until the last one.
+        usage = {"usage": None} if self._asked.include_usage and "usage" not in body else {}
+        return b"data: %b\n\n" % _dumps({**self._head, **body, **usage})
+
+    def _call(self, call: ToolCallDelta) -> dict[str, Any]:
+        place = self._calls.get(call.index)
+        if call.arguments_json:
+            self._bare.discard(call.index)
+        elif place is None:
+            self._bare.add(call.index)
+        if place is None:
+            place = self._calls[call.index] = len(self._calls)
+            function = {"name": call.name, "arguments": call.arguments_json}
+            return {"index": place, "id": call.call_id, "type": "function", "function": function}
+        return {"index": place, "function": {"arguments": call.arguments_json}}
+
+    def _part(self, part: Part) -> list[bytes]:
+        match part.WhichOneof("kind"):
+            case "text":
+                return [self._chunk({"content": part.text.text})]
+            case "refusal":
+                return [self._chunk({"refusal": part.refusal.text})]
+            case "reasoning":
+                return [self._chunk({"reasoning_content": part.reasoning.text})]
+            case "tool_call" if part.index not in self._calls:
+                place = self._calls[part.index] = len(self._calls)
+                return [self._chunk({"tool_calls": [{"index": place, **_call(part)}]})]
+            case _:
+                return []
+
+    def _finish(self, finish: Finish) -> list[bytes]:
+        started = self._started
+        cost = finish.cost if finish.HasField("cost") else None
+        warnings = _warnings(self._asked, started.provider, self._warnings)
+        facts = _facts(started.provider, started.attempt, self.route, cost, warnings)
+        reason = _REASONS.get(finish.reason, "other")
+        choice: dict[str, Any] = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
+        # Clients parse the arguments as JSON: a call without any has an empty object.
+        last = [
+            self._chunk({"tool_calls": [{"index": self._calls[index], "function": {"arguments": "{}"}}]})
+            for index in sorted(self._bare)
+        ]
+        last.append(self._frame({"choices": [choice], "maestro": facts}))
+        if self._asked.include_usage:
+            merge_usage(self._usage, finish.usage)
+            last.append(self._frame({"choices": [], "usage": _usage(self._usage)}))
+        return [*last, DONE]
+
+
+def encode_error(error: MaestroError, request_id: str) -> bytes:
+    """The body of an error; OpenAI's clients choose their exception class by the status that goes with it."""
+    return _dumps(
+        {
+            "error": {
+                "message": error.message,
+                "type": _type_of(error),
+                "param": error.violations[0].field if error.violations else None,
+                "code": _CODES.get(error.reason, error.reason.lower()),
+                "maestro": {"reason": error.reason, "retryable": error.retryable, "request_id": request_id},
+            }
+        }
+    )
+
+
+_CODES: Mapping[str, str] = {
+    "CONTEXT_TOO_LONG": "context_length_exceeded",
+    "UNAUTHENTICATED": "invalid_api_key",
+    "RATE_LIMITED": "rate_limit_exceeded",
+    "TENANT_RATE_LIMITED": "rate_limit_exceeded",
+    "PROVIDER_QUOTA": "insufficient_quota",
+    "BUDGET_EXHAUSTED": "insufficient_quota",
+    "CONTENT_POLICY": "content_policy_violation",
+    "NOT_FOUND": "model_not_found",
+}
+
+
+def _type_of(error: MaestroError) -> str:
+    match error.http_status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case 402 | 429:
+            return "insufficient_quota" if _CODES.get(error.reason) == "insufficient_quota" else "rate_limit_error"
+        case status if status < 500:
+            return "invalid_request_error"
+        case _:
+            return "server_error"
+
+
+def _facts(
+    provider: str, attempt: int, route: str, cost: Cost | None, warnings: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "provider": provider,
+        "route": route or None,
+        "attempt": attempt,
+        "cost_usd": cost.usd if cost is not None else None,
+        "warnings": warnings,
+    }
+
+
+def _warnings(asked: Asked, provider: str, told: Iterable[Warning]) -> list[dict[str, Any]]:
+    found = [
+        {
+            "code": "unknown_field",
+            "message": f"{name} is not a field of a chat completion and was ignored",
+            "field": name,
+        }
+        for name in asked.unknown
+    ]
+    if provider not in OWN:
+        found += [
+            {"code": "unsupported_parameter", "message": f"{name} means nothing to {provider}", "field": name}
+            for name in asked.passed
+        ]
+    return found + [{"code": each.code, "message": each.message, "field": each.field or None} for each in told]
+
+
+def _call(part: Part) -> dict[str, Any]:
+    call = part.tool_call
+    # A call without arguments has empty text in the contract; clients parse it as JSON.
+    function = {"name": call.name, "arguments": call.arguments_json or "{}"}
+    return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read_tokens,
+            "audio_tokens": usage.audio_input_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": usage.audio_output_tokens,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def _logprobs(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    return [
+        {
+            "token": token.token,
+            "logprob": token.logprob,
+            "bytes": list(token.utf8) if token.utf8 else None,
+            "top_logprobs": [
+                {"token": other.token, "logprob": other.logprob, "bytes": list(other.token.encode())}
+                for other in token.top
+            ],
+        }
+        for token in tokens
+    ]

@@ -1,0 +1,131 @@
+"""`content` of a message: a string, or parts of text, images, sound and files. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from maestro.llm.v1.message_pb2 import ImageDetail, Message, Part, ToolResultPart
+from maestro_gateway.json_codec.decoder import Path, Reading, mistyped, read_bytes, read_choice, read_text, wrong
+
+_DETAILS: Mapping[str, ImageDetail.ValueType] = {
+    "auto": ImageDetail.IMAGE_DETAIL_AUTO,
+    "low": ImageDetail.IMAGE_DETAIL_LOW,
+    "high": ImageDetail.IMAGE_DETAIL_HIGH,
+}
+_SOUNDS = {"wav": "audio/wav", "mp3": "audio/mpeg"}
+
+
+def read_object(value: Any, path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    if type(value) is not dict:
+        raise mistyped(path, "an object", value)
+    return cast("dict[str, Any]", value)
+
+
+def plain_text(value: Any, path: Path) -> str:
+    """Text, given as a string or as text parts."""
+    if type(value) is str:
+        return value
+    if type(value) is not list:
+        raise mistyped(path, "a string or a list of text parts", value)
+    texts: list[str] = []
+    for index, item in enumerate(cast("list[Any]", value)):
+        here = (path, index)
+        fields = cast("dict[str, Any]", item) if type(item) is dict else {}
+        if fields.get("type") != "text":
+            raise wrong((here, "type"), "must be text here")
+        texts.append(read_text(fields.get("text"), (here, "text")))
+    return "\n\n".join(texts)
+
+
+def fill_content(target: Message | ToolResultPart, value: Any, path: Path, reading: Reading) -> None:
+    """The parts of what a user says, or of a tool's result."""
+    if type(value) is str:
+        target.parts.add().text.text = value
+        return
+    if type(value) is not list:
+        raise mistyped(path, "a string or a list of parts", value)
+    for index, item in enumerate(cast("list[Any]", value)):
+        here = (path, index)
+        if type(item) is not dict:
+            raise mistyped(here, "an object with a type", item)
+        _fill_part(target.parts.add(), cast("dict[str, Any]", item), here)
+
+
+def fill_refusable(message: Message, value: Any, path: Path) -> None:
+    """The parts of what an assistant said: text and refusals; nothing for null."""
+    if value is None or value == "":
+        return
+    if type(value) is str:
+        message.parts.add().text.text = value
+        return
+    if type(value) is not list:
+        raise mistyped(path, "a string, a list of parts, or null", value)
+    for index, item in enumerate(cast("list[Any]", value)):
+        here = (path, index)
+        fields = cast("dict[str, Any]", item) if type(item) is dict else {}
+        match fields.get("type"):
+            case "text":
+                message.parts.add().text.text = read_text(fields.get("text"), (here, "text"))
+            case "refusal":
+                message.parts.add().refusal.text = read_text(fields.get("refusal"), (here, "refusal"))
+            case _:
+                raise wrong((here, "type"), "must be one of text, refusal")
+
+
+def _fill_part(part: Part, fields: dict[str, Any], path: Path) -> None:
+    match fields.get("type"):
+        case "text":
+            part.text.text = read_text(fields.get("text"), (path, "text"))
+        case "image_url":
+            _fill_image(part, fields.get("image_url"), (path, "image_url"))
+        case "input_audio":
+            _fill_audio(part, fields.get("input_audio"), (path, "input_audio"))
+        case "file":
+            _fill_file(part, fields.get("file"), (path, "file"))
+        case _:
+            raise wrong((path, "type"), "must be one of text, image_url, input_audio, file")
+
+
+def _fill_image(part: Part, value: Any, path: Path) -> None:
+    fields = read_object(value, path)
+    here = (path, "url")
+    url = read_text(fields.get("url"), here)
+    image = part.image
+    if url.startswith("data:"):
+        image.mime_type, image.data = _data_url(url, here)
+    else:
+        image.url = url
+    detail = fields.get("detail")
+    if detail is not None:
+        image.detail = read_choice(detail, (path, "detail"), _DETAILS)
+
+
+def _fill_audio(part: Part, value: Any, path: Path) -> None:
+    fields = read_object(value, path)
+    sound = read_choice(fields.get("format"), (path, "format"), _SOUNDS)
+    part.audio.data = read_bytes(fields.get("data"), (path, "data"))
+    part.audio.mime_type = sound
+
+
+def _fill_file(part: Part, value: Any, path: Path) -> None:
+    fields = read_object(value, path)
+    document = part.document
+    if fields.get("file_id") is not None:
+        document.file_id = read_text(fields["file_id"], (path, "file_id"))
+    elif fields.get("file_data") is not None:
+        here = (path, "file_data")
+        document.mime_type, document.data = _data_url(read_text(fields["file_data"], here), here)
+    else:
+        raise wrong(path, "needs file_id or file_data")
+    if fields.get("filename") is not None:
+        document.title = read_text(fields["filename"], (path, "filename"))
+
+
+def _data_url(url: str, path: Path) -> tuple[str, bytes]:
+    head, comma, body = url.removeprefix("data:").partition(",")
+    mime_type, _, encoding = head.partition(";")
+    if not url.startswith("data:") or not comma or encoding != "base64" or not mime_type:
+        raise wrong(path, "must be of the form data:MIME/TYPE;base64,…")
+    return mime_type, read_bytes(body, path)

@@ -1,0 +1,111 @@
+"""A shelf in NATS on which the gateways of a mesh find what any of them kept.
+
+It is a bucket of JetStream with an age and a size: what is old goes, and so does the oldest when it is full. While NATS
+is away nothing is put there and nobody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+import nats.errors
+import nats.js.errors
+from nats.js import api
+
+from maestro_sdk.service.bus import Client, Link
+
+log = logging.getLogger(__name__)
+
+BUCKET = "MAESTRO_KEPT"
+_STREAM = f"KV_{BUCKET}"
+_ROOM = 256 * 2**20
+_PATIENCE = 0.1
+"""Seconds that an answer waits for NATS."""
+_ANSWER = 5.0
+_ERRORS = (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError)
+
+
+class Shelf:
+    """Is connected while its block runs."""
+
+    def __init__(self, url: str, lasting: float) -> None:
+        """`lasting` in seconds: how long things lie there."""
+        self._lasting = lasting
+        self._known = asyncio.Event()
+        self._link = Link(url, "keep", self._known.set)
+        self._task: asyncio.Task[None] | None = None
+
+    async def settle(self) -> bool:
+        """Waits for the first word about the connection; whether it stands."""
+        await self._known.wait()
+        return self._link.up
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Stores; returns after 100 ms at the latest, stored or not."""
+        client = self._link.client
+        if not self._link.up or client is None or len(data) >= client.max_payload:
+            return
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await client.jetstream().publish(_subject(key), data, timeout=_PATIENCE)
+        except _ERRORS as error:
+            log.debug("a kept answer is known to this gateway only: %r", error)
+
+    async def take(self, key: str) -> bytes | None:
+        """What is stored. Raises `LookupError` when NATS can't tell now."""
+        client = self._link.client
+        if not self._link.up or client is None:
+            raise LookupError("NATS is away")
+        try:
+            message = await client.jetstream().get_last_msg(_STREAM, _subject(key), direct=True)
+        except nats.js.errors.NotFoundError:
+            return None
+        except _ERRORS as error:
+            raise LookupError(f"NATS does not answer: {error!r}") from None
+        return message.data or None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._link.keep(self._prepare))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _prepare(self, client: Client) -> None:
+        async with asyncio.timeout(_ANSWER):
+            await _ensure(client.jetstream(), self._lasting)
+
+
+async def _ensure(js: Any, lasting: float) -> None:
+    """Makes the bucket, or brings it up to date. Not by the client's own function: a full one of those refuses."""
+    try:
+        found = (await js.stream_info(_STREAM)).config
+    except nats.js.errors.NotFoundError:
+        wanted = api.StreamConfig(
+            name=_STREAM,
+            subjects=[f"$KV.{BUCKET}.>"],
+            storage=api.StorageType.FILE,
+            discard=api.DiscardPolicy.OLD,
+            max_msgs_per_subject=1,
+            max_age=lasting,
+            max_bytes=_ROOM,
+            allow_direct=True,
+            allow_rollup_hdrs=True,
+            deny_delete=True,
+        )
+        await js.add_stream(wanted)
+        return
+    if found.max_age != lasting:
+        found.max_age = lasting
+        await js.update_stream(found)
+
+
+def _subject(key: str) -> str:
+    return f"$KV.{BUCKET}.{key}"
