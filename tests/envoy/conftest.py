@@ -250,8 +250,8 @@ def envoy_file(ports: list[int], tmp_path_factory: pytest.TempPathFactory) -> Pa
     values = EnvoyValues(
         public=public,
         admin=admin,
-        gateway=gateway,
-        websocket=websocket,
+        gateways=(gateway,),
+        websockets=(websocket,),
         max_body=MAX_BODY,
         ping=15.0,
         descriptors=ROOT / "envoy/maestro.binpb",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
+
+from maestro_sdk.tracing import time_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -141,6 +144,7 @@ async def test_request_id_is_made_or_kept_and_returned(mesh: Any) -> None:
     async with mesh.client.get(f"{mesh.url}/v1/models") as response:
         made = response.headers["x-request-id"]
     assert made == mesh.doubles.http.seen["x-request-id"]
+    assert time_of(made) == pytest.approx(time.time(), abs=5)
     mine = "11111111-2222-4333-8444-555555555555"
     for wanted in ("my-request.7", mine):
         async with mesh.client.get(f"{mesh.url}/v1/models", headers={"x-request-id": wanted}) as response:
@@ -152,6 +156,7 @@ async def test_bad_request_id_is_replaced_for_everybody(mesh: Any) -> None:
         async with mesh.client.get(f"{mesh.url}/v1/models", headers={"x-request-id": bad}) as response:
             made = response.headers["x-request-id"]
         assert made != bad
+        assert time_of(made) == pytest.approx(time.time(), abs=5)
         assert made == mesh.doubles.http.seen["x-request-id"]
 
 

@@ -12,7 +12,9 @@ import yaml
 
 from maestro_sdk.cli.folder import Folder
 from maestro_sdk.cli.programs import Program, environment_for, freed, listeners, moved, own_nats, programs, settled
+from maestro_sdk.cli.replicas import introduced, replicas
 from maestro_sdk.cli.up import with_key
+from maestro_sdk.service.replica import process_name
 from maestro_sdk.service.settings import Config, ConfigError, load
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +34,8 @@ def by_name(found: list[Program]) -> dict[str, Program]:
 def made(config: Config, environment: Mapping[str, str] = ENVIRONMENT) -> dict[str, Program]:
     folder = Folder(config.data)
     folder.create()
-    return by_name(programs(config, folder, environment))
+    further = replicas(config, lambda count: list(range(9001, 9001 + count)))
+    return by_name(programs(introduced(config, further), further, folder, environment))
 
 
 def test_nats_first_then_services_then_envoy(tmp_path: Path) -> None:
@@ -40,6 +43,46 @@ def test_nats_first_then_services_then_envoy(tmp_path: Path) -> None:
     assert list(found) == ["nats", "adapter-claude", "adapter-openai", "adapter-local", "router", "gateway", "envoy"]
     assert found["gateway"].command == (sys.executable, "-P", "-m", "maestro_gateway")
     assert [name for name, each in found.items() if each.essential] == ["gateway", "envoy"]
+
+
+def test_replicas_have_names_addresses_and_folders_of_their_own(tmp_path: Path) -> None:
+    text = "gateway: {replicas: 3, websocket: '[::1]:8081'}\nrouter: {replicas: 2, others: [far.example:50052]}\n"
+    config = configured(tmp_path, text)
+    found = made(config)
+    assert list(found)[-6:] == ["router", "router-2", "gateway", "gateway-2", "gateway-3", "envoy"]
+    assert {name: each.address for name, each in found.items() if each.service in {"gateway", "router"}} == {
+        "router": "127.0.0.1:50052",
+        "router-2": "127.0.0.1:9005",
+        "gateway": "127.0.0.1:50051",
+        "gateway-2": "127.0.0.1:9001",
+        "gateway-3": "127.0.0.1:9003",
+    }
+    assert [(each.service, each.essential) for each in found.values()][-3:-1] == [("gateway", True)] * 2
+    assert found["gateway-3"].command == found["gateway"].command
+    # What the processes read: the shared file, and over it what is their own.
+    seen = {name: load(config.data / "run/maestro.yaml", found[name].environment) for name in found if name != "envoy"}
+    assert {str(each.gateway.websocket) for each in seen.values()} == {"[::1]:8081", "[::1]:9002", "[::1]:9004"}
+    assert seen["gateway-3"].gateway.address == "127.0.0.1:9003"
+    for name in ("gateway", "gateway-3", "router"):
+        routers = (seen[name].router.address, *seen[name].router.others)
+        assert routers == ("127.0.0.1:50052", "127.0.0.1:9005", "far.example:50052"), name
+    assert seen["router-2"].router.address == "127.0.0.1:9005"
+    data = {name: str(seen[name].data.relative_to(config.data)) for name in ("gateway", "gateway-2", "router-2")}
+    assert data == {"gateway": ".", "gateway-2": "gateway-2", "router-2": "router-2"}
+    assert [process_name("x", each.environment) for each in found.values() if each.service == "gateway"] == [
+        "gateway",
+        "gateway-2",
+        "gateway-3",
+    ]
+    envoy = (config.data / "run/envoy.yaml").read_text()
+    assert all(f"port_value: {port}\n" in envoy for port in (50051, 9001, 9003, 8081, 9002, 9004))
+    assert found["envoy"].command[found["envoy"].command.index("--concurrency") + 1] == "2"
+
+
+def test_one_process_of_a_service_is_what_nobody_asks_for(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    assert replicas(config, lambda count: [1] * count) == []
+    assert introduced(config, []) is config
 
 
 def test_only_enabled_adapters_that_run_here(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ ENVOY = Path(sysconfig.get_path("scripts"), "envoy")
 VALUES = EnvoyValues(
     public="0.0.0.0:18080",
     admin="127.0.0.1:19901",
-    gateway="127.0.0.1:15051",
-    websocket="[::1]:18081",
+    gateways=("127.0.0.1:15051", "127.0.0.1:15052"),
+    websockets=("[::1]:18081", "127.0.0.1:18082"),
     max_body=123_456,
     ping=15.0,
     descriptors=ROOT / "envoy/maestro.binpb",
@@ -64,7 +64,8 @@ def test_rendering_replaces_addresses_limits_and_descriptors_and_nothing_else() 
     config = yaml.safe_load(render_envoy(TEMPLATE, VALUES))
     shipped = yaml.safe_load(TEMPLATE)
     addresses = [(each["address"], each["port_value"]) for each in found(config, "socket_address")]
-    assert addresses == [("127.0.0.1", 19901), ("0.0.0.0", 18080), ("127.0.0.1", 15051), ("::1", 18081)]
+    gateways = [("127.0.0.1", 15051), ("127.0.0.1", 15052), ("::1", 18081), ("127.0.0.1", 18082)]
+    assert addresses == [("127.0.0.1", 19901), ("0.0.0.0", 18080), *gateways]
     limits = found(config, "max_request_bytes") + found(config, "max_request_body_size")
     assert len(limits) >= 4
     assert set(limits) == {123_456}
@@ -72,8 +73,8 @@ def test_rendering_replaces_addresses_limits_and_descriptors_and_nothing_else() 
     default = EnvoyValues(
         public="127.0.0.1:8080",
         admin="127.0.0.1:9901",
-        gateway="127.0.0.1:50051",
-        websocket="127.0.0.1:8081",
+        gateways=("127.0.0.1:50051",),
+        websockets=("127.0.0.1:8081",),
         max_body=3145728,
         ping=15.0,
         descriptors=Path("envoy/maestro.binpb"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -22,7 +23,8 @@ from typer.testing import CliRunner, Result
 
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.app import app
-from maestro_sdk.cli.folder import Folder
+from maestro_sdk.cli.folder import Folder, MeshState
+from maestro_sdk.testing.chaos.record import read_events
 
 pytestmark = pytest.mark.timeout(180)
 CONFIG = """
@@ -172,11 +174,47 @@ def test_a_changed_file_takes_effect_while_the_mesh_runs(mesh: Maestro) -> None:
         log = mesh.folder.log / "maestro.log"
         wait_for(lambda: "configuration rejected, the old one stays" in log.read_text())
         assert "aliases.loop: goes round in a circle: loop → loop" in log.read_text()
+        assert ("supervisor", "aliases.loop", "goes round in a circle: loop → loop") in rejections(state)
         assert aliases() == ["fast", "quick"]
     finally:
         mesh.file.write_text(CONFIG)
     wait_for(lambda: aliases() == ["fast"])
     assert mesh.pids() == before
+
+
+def test_a_configuration_that_can_not_be_handed_on_ends_nothing(mesh: Maestro) -> None:
+    before, log, handed = mesh.pids(), mesh.folder.log / "maestro.log", mesh.folder.run / "maestro.yaml"
+    last = handed.read_text()
+
+    def hang_up_until(done: Callable[[], bool]) -> None:
+        os.kill(before["supervisor"], signal.SIGHUP)
+        end = time.monotonic() + 20
+        while not done():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    handed.unlink()
+    handed.mkdir()  # as a full disk has it: nothing can be written there
+    hang_up_until(lambda: "can't be handed on, the old one stays" in log.read_text())
+    handed.rmdir()
+    hang_up_until(handed.is_file)
+    assert handed.read_text() == last
+    assert mesh.pids() == before
+
+
+def rejections(state: MeshState) -> list[tuple[str, str, str]]:
+    """Service, path and message of every problem of a configuration that the stream of events tells, the last first."""
+    nats = next(each.address for each in state.processes if each.name == "nats")
+
+    async def read() -> list[tuple[str, str, str]]:
+        async with asyncio.timeout(20):
+            while True:
+                events = await read_events(nats, quiet=0.3)
+                told = [event.config_rejected for event in events if event.kind == "config.rejected"]
+                if told:
+                    return [(each.service, problem.path, problem.message) for each in told for problem in each.problems]
+
+    return asyncio.run(read())
 
 
 def test_a_second_mesh_in_the_same_folder_is_told_where_the_first_is(mesh: Maestro) -> None:

@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console as RichConsole
+from rich.console import Group as RichGroup
+from rich.markup import escape
 
 from maestro_sdk.cli import views
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.conformance import conformance
 from maestro_sdk.cli.console import Console
+from maestro_sdk.cli.keys import keys_app
 from maestro_sdk.cli.target import NoTarget, Target, data_folder, find_target
 from maestro_sdk.cli.up import Options, configured, running, start, stop
 from maestro_sdk.service.settings import ConfigError
@@ -32,6 +35,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel="The mesh")
+app.add_typer(keys_app, name="keys", rich_help_panel="The mesh")
 
 _MESH = "The mesh"
 _ASK = "Ask it"
@@ -154,16 +158,55 @@ def models(
 
 
 @app.command(rich_help_panel=_ASK)
+def backends(
+    name: Annotated[str, typer.Argument(help="Only those whose id holds this text.")] = "",
+    *,
+    as_json: Json = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+) -> None:
+    """List the backends: which are in service, which are not, until when and why."""
+    answer = _ask(_target(url, key, data), "GET", "/v1/router/backends")
+    _show(answer, views.backend_table(answer, name), as_json=as_json)
+    if answer["router"]["trouble"] and not as_json:
+        typer.echo(f"the router: {answer['router']['trouble']}", err=True)
+
+
+@app.command(rich_help_panel=_ASK)
 def explain(
-    text: Text = None, *, model: Model = "", as_json: Json = False, url: Url = None, key: Key = None, data: Data = None
+    text: Text = None,
+    *,
+    model: Model = "",
+    request: Annotated[
+        str, typer.Option("--request", "-r", help="Id of a request that was made.", show_default=False)
+    ] = "",
+    after: Annotated[
+        str,
+        typer.Option("--after", help="With --request: look from this time on (RFC 3339).", show_default=False),
+    ] = "",
+    as_json: Json = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
 ) -> None:
     """Show which backends would answer, and why the others would not.
 
     In the order in which they would be tried. Nothing is generated; the text matters by its length only.
+
+    With [bold]--request[/bold] it shows how a request was decided when it was made, and what then happened to it.
     """
-    request = {"model": model, "messages": [{"role": "user", "content": _said(text or ["Hello!"])}]}
-    answer = _ask(_target(url, key, data), "POST", "/v1/router:explain", request)
-    _show(answer, views.decision_table(answer), as_json=as_json)
+    if request:
+        if text or model:
+            raise typer.BadParameter("a request that was made has its text and model already", param_hint="--request")
+        body: dict[str, Any] = {"request_id": request, **({"after": after} if after else {})}
+        _show_record(_ask(_target(url, key, data), "POST", "/v1/router:explain", body), as_json=as_json)
+        return
+    if after:
+        raise typer.BadParameter("only goes with --request", param_hint="--after")
+    body = {"model": model, "messages": [{"role": "user", "content": _said(text or ["Hello!"])}]}
+    answer = _ask(_target(url, key, data), "POST", "/v1/router:explain", body)
+    _show(answer, RichGroup(views.decision_line(answer), "", views.decision_table(answer)), as_json=as_json)
     if answer.get("error"):
         if not as_json:
             typer.echo(f"would fail: {answer['error']['message']}", err=True)
@@ -224,6 +267,18 @@ def _ask(target: Target, method: str, path: str, body: Any = None) -> Any:
     except ApiError as error:
         typer.echo(f"{error.reason or 'error'}: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _show_record(answer: Any, *, as_json: bool) -> None:
+    parts: list[Any] = [
+        f"{escape(answer['request_id'])}: {views.request_line(answer)}",
+        views.decision_line(answer),
+        "",
+    ]
+    if answer["candidates"]:
+        parts += [views.decision_table(answer), ""]
+    parts.append(views.attempt_table(answer) if answer["attempts"] else "no backend was called")
+    _show(answer, RichGroup(*parts), as_json=as_json)
 
 
 def _show(answer: Any, table: Any, *, as_json: bool) -> None:

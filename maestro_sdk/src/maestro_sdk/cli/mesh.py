@@ -14,13 +14,14 @@ from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.folder import Folder, MeshState
 from maestro_sdk.cli.programs import Program, settled
-from maestro_sdk.cli.readiness import wait_serving
+from maestro_sdk.cli.readiness import wait_each_serving, wait_serving
 from maestro_sdk.cli.rendering import reachable
 from maestro_sdk.cli.supervisor import Group, Process, open_group
-from maestro_sdk.service.hot_reload import changes, merge
-from maestro_sdk.service.settings import Config, ConfigError, load
+from maestro_sdk.service.hot_reload import changes, merge, reread
+from maestro_sdk.service.settings import Config, ConfigError
 
 _AGAIN = 2.0
+_NATS_PATIENCE = 3.0
 START_LIMIT = 60.0
 """Seconds that a start may take."""
 
@@ -36,6 +37,7 @@ class Mesh:
         self._programs = programs
         self._folder = folder
         self._console = console
+        self._key = key
         self._api = Api(self.url, key, timeout=5)
         self._admin = Api(f"http://{reachable(config.envoy.admin)}", None, timeout=2)
         self._state = "starting"
@@ -81,13 +83,32 @@ class Mesh:
         """Hands what may change while the mesh runs to the services, in the file that they follow."""
         async for _ in changes(self._config.file, self._reload):
             try:
-                fresh = load(self._config.file, os.environ)
-                self._config = merge(self._config, fresh)
+                merged = merge(self._config, reread(self._config.file))
+                self._folder.write("maestro.yaml", settled(merged, os.environ).to_yaml())
+                self._config = merged
             except ConfigError as error:
                 for problem in error.problems:
                     self._console.problem(f"configuration rejected, the old one stays: {problem}")
-            else:
-                self._folder.write("maestro.yaml", settled(self._config, os.environ).to_yaml())
+                await self._publish_rejection(error)
+            except OSError as error:
+                self._console.problem(
+                    f"configuration can't be handed on, the old one stays: {self._folder.run}: {error.strerror}; "
+                    "SIGHUP tries again"
+                )
+
+    async def _publish_rejection(self, error: ConfigError) -> None:
+        """Tells by an event what no service gets to see. While NATS is away it waits for the next time."""
+        # Imported here: a start that nobody has to complain about need not wait for them.
+        from maestro_sdk.service.config_events import rejected
+        from maestro_sdk.service.events import MESH, EventPublisher, new_event
+
+        payload = rejected("supervisor", self._config, error)
+        try:
+            async with EventPublisher.from_config(self._config, "supervisor") as events:
+                events.publish(new_event(payload, "config/supervisor", tenant=MESH))
+                await events.flush(_NATS_PATIENCE)
+        except OSError as problem:
+            self._console.problem(f"the event of it can't be kept: {problem.strerror}")
 
     def _on_signal(self, group: Group) -> None:
         if self._stop.is_set():
@@ -165,7 +186,7 @@ class Mesh:
         """Waits for a real answer by the way that every caller takes."""
         self._console.waiting(["an answer through Envoy"])
         lost = asyncio.create_task(self._first_loss(essential_only=False))
-        answer = asyncio.create_task(wait_serving(self._api))
+        answer = asyncio.create_task(self._wait_serving())
         try:
             done, _ = await asyncio.wait([lost, answer], return_when=asyncio.FIRST_COMPLETED)
             if answer in done:
@@ -178,6 +199,13 @@ class Mesh:
             for each in (lost, answer):
                 each.cancel()
 
+    async def _wait_serving(self) -> dict[str, Any]:
+        health = await wait_serving(self._api)
+        gateways = [each.program.address for each in self._processes.values() if each.program.service == "gateway"]
+        if len(gateways) > 1:
+            await wait_each_serving(gateways, self._key)
+        return health
+
     def _warn(self, health: dict[str, Any]) -> None:
         for provider in health.get("providers", []):
             for backend, trouble in provider.get("troubles", {}).items():
@@ -186,13 +214,17 @@ class Mesh:
             self._console.say(f"  ! adapter {adapter['name']}: {adapter['reason'] or adapter['state']}", "yellow")
 
     async def _first_loss(self, *, essential_only: bool) -> str:
-        """What was given up first."""
+        """What was given up first; of essential services only those count of which no process is left."""
         processes = [each for each in self._processes.values() if each.program.essential or not essential_only]
         waits = {asyncio.create_task(process.given_up.wait()): process for process in processes}
+        waiting = set(waits)
         try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            process = waits[next(iter(done))]
-            return f"{process.name} {process.state.note}; see {self._folder.log / (process.name + '.log')}"
+            while True:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                left = {waits[each].program.service or waits[each].name for each in waiting}
+                for process in (waits[each] for each in done):
+                    if not essential_only or (process.program.service or process.name) not in left:
+                        return f"{process.name} {process.state.note}; see {self._folder.log / (process.name + '.log')}"
         finally:
             for each in waits:
                 each.cancel()
@@ -201,15 +233,14 @@ class Mesh:
         """Stops in an order in which nobody loses whom he still needs. Streams in flight get the grace period."""
         grace = self._config.grace + 2
         envoy = self._processes.get("envoy")
-        gateway = self._processes.get("gateway")
+        gateways = [each for each in self._processes.values() if each.program.service == "gateway"]
         nats = self._processes.get("nats")
         if envoy is not None and envoy.ready.is_set():
             await asyncio.to_thread(self._drain_envoy)
-        if gateway is not None:
-            await gateway.stop(grace)
+        await asyncio.gather(*(each.stop(grace) for each in gateways))
         if envoy is not None:
             await envoy.stop(5)
-        others = [each for each in self._processes.values() if each not in {envoy, gateway, nats}]
+        others = [each for each in self._processes.values() if each not in {envoy, nats, *gateways}]
         await asyncio.gather(*(each.stop(grace) for each in others))
         if nats is not None:
             await nats.stop(10)

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,8 @@ import yaml
 from maestro_sdk.cli.folder import Folder
 from maestro_sdk.cli.ports import Listener
 from maestro_sdk.cli.rendering import EnvoyValues, join_address, render_envoy, render_nats, split_address
+from maestro_sdk.cli.replicas import Replica
+from maestro_sdk.service.replica import NAME_VARIABLE
 from maestro_sdk.service.settings import DEFAULTS, Config, ConfigError, Problem
 
 KEY_VARIABLE = "MAESTRO_KEY"
@@ -39,7 +41,8 @@ _NATS_NEWS = re.compile(rb"\[(INF|DBG|TRC)\]")
 class Program:
     """One program: what to execute, with which environment, and the address whose opening says that it is up.
 
-    Without an `essential` program there is no mesh. Output that `is_news` refuses goes to the log file only.
+    Programs of the same `service` stand in for each other; without a program of an `essential` service there is no
+    mesh. Output that `is_news` refuses goes to the log file only.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Program:
     address: str
     essential: bool = True
     is_news: Callable[[bytes], bool] = bool
+    service: str = ""
 
 
 def own_nats(config: Config) -> str | None:
@@ -118,8 +122,9 @@ def environment_for(section: str, config: Config, environment: Mapping[str, str]
     """
     own: set[str] = set()
     foreign: set[str] = set()
+    shared = ("nats.", "store.") if section == "gateway." else ("nats.",)
     for path, name in _references(config.model_dump(mode="json", exclude_none=True)):
-        (own if path.startswith((section, "nats.")) else foreign).add(name)
+        (own if path.startswith((section, *shared)) else foreign).add(name)
     foreign |= _known_keys()  # also where this configuration has no use for them
     if not section.startswith("adapters."):
         foreign |= {name for name in environment if _SECRET.search(name)}
@@ -155,7 +160,9 @@ def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _references(below, path)
 
 
-def programs(config: Config, folder: Folder, environment: Mapping[str, str]) -> list[Program]:
+def programs(
+    config: Config, replicas: Sequence[Replica], folder: Folder, environment: Mapping[str, str]
+) -> list[Program]:
     """The programs of the mesh, NATS first and Envoy last; writes the files that they are started with.
 
     Raises `ConfigError` when a part is not installed or Envoy's configuration can't be found.
@@ -169,29 +176,38 @@ def programs(config: Config, folder: Folder, environment: Mapping[str, str]) -> 
         plain = environment_for("nats.", config, environment)
         found.append(Program("nats", command, plain, nats, essential=False, is_news=_is_nats_news))
 
-    def service(name: str, module: str, section: str, address: str, *, essential: bool) -> Program:
-        variables = environment_for(section, config, environment) | {"MAESTRO_CONFIG": str(file)}
+    def service(name: str, module: str, section: str, address: str, replica: Replica | None = None) -> Program:
+        variables = environment_for(section, config, environment) | {"MAESTRO_CONFIG": str(file), NAME_VARIABLE: name}
+        if replica is not None:
+            variables |= replica.variables
         # -P: the folder that it runs in is the user's, and a `types.py` or `grpc.py` there is not for us to import.
-        return Program(name, (sys.executable, "-P", "-m", module), variables, address, essential)
+        command = (sys.executable, "-P", "-m", module)
+        of = replica.service if replica is not None else name
+        return Program(name, command, variables, address, essential=of == "gateway", service=of)
 
     for name, adapter in config.enabled_adapters(environment).items():
         if adapter.module:
-            section = f"adapters.{name}."
-            found.append(service(f"adapter-{name}", adapter.module, section, adapter.address, essential=False))
-    found.append(service("router", "maestro_router", "router.", config.router.address, essential=False))
-    found.append(service("gateway", "maestro_gateway", "gateway.", config.gateway.address, essential=True))
+            found.append(service(f"adapter-{name}", adapter.module, f"adapters.{name}.", adapter.address))
+    for name, address in (("router", config.router.address), ("gateway", config.gateway.address)):
+        found.append(service(name, f"maestro_{name}", f"{name}.", address))
+        for each in replicas:
+            if each.service == name:
+                own = each.settings[f"{name}.address"]
+                found.append(service(each.name, f"maestro_{name}", f"{name}.", own, each))
+    gateways = [each.settings for each in replicas if each.service == "gateway"]
     values = EnvoyValues(
         public=config.envoy.address,
         admin=config.envoy.admin,
-        gateway=config.gateway.address,
-        websocket=config.gateway.websocket,
+        gateways=(config.gateway.address, *(each["gateway.address"] for each in gateways)),
+        websockets=(config.gateway.websocket, *(each["gateway.websocket"] for each in gateways)),
         max_body=config.gateway.max_body,
         ping=config.gateway.ping,
         descriptors=directory / "maestro.binpb",
     )
     conf = folder.write("envoy.yaml", render_envoy((directory / "envoy.yaml").read_text(encoding="utf-8"), values))
-    # One worker: a single gateway process keeps it busy by half at most. `Mesh` times the draining, not Envoy.
-    options = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "5")
+    # A single gateway process keeps a worker busy by half at most. `Mesh` times the draining, not Envoy.
+    workers = str((len(values.gateways) + 1) // 2)
+    options = ("--disable-hot-restart", "--concurrency", workers, "--log-level", "warning", "--drain-time-s", "5")
     command = (_envoy(), "--config-path", str(conf), *options)
     plain = environment_for("envoy.", config, environment)
     found.append(Program("envoy", command, plain, config.envoy.address, is_news=_is_envoy_news))

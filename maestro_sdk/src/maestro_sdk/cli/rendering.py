@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,15 @@ class TemplateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EnvoyValues:
-    """What differs between two meshes. Addresses are "host:port", `max_body` is in bytes, `ping` in seconds."""
+    """What differs between two meshes. Addresses are "host:port", `max_body` is in bytes, `ping` in seconds.
+
+    `gateways` and `websockets` are the addresses of each gateway, one at least.
+    """
 
     public: str
     admin: str
-    gateway: str
-    websocket: str
+    gateways: tuple[str, ...]
+    websockets: tuple[str, ...]
     max_body: int
     ping: float
     descriptors: Path
@@ -36,12 +40,8 @@ def render_envoy(template: str, values: EnvoyValues) -> str:
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise TemplateError(f"envoy.yaml is not a bootstrap configuration of Envoy: {error}") from None
     _set_address(_named(resources, "listeners", "public"), values.public)
-    for name, address in (("gateway", values.gateway), ("websocket", values.websocket)):
-        found = [entry["endpoint"] for entry in _below(_named(resources, "clusters", name), "endpoint")]
-        if not found:
-            raise TemplateError(f"envoy.yaml: the cluster {name} has no endpoint")
-        for endpoint in found:
-            _set_address(endpoint, address)
+    for name, addresses in (("gateway", values.gateways), ("websocket", values.websockets)):
+        _set_endpoints(_named(resources, "clusters", name), name, addresses)
     for key in ("max_request_bytes", "max_request_body_size"):
         for holder in _below(config, key):
             holder[key] = values.max_body
@@ -103,6 +103,18 @@ def _named(resources: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
 def _set_address(holder: dict[str, Any], address: str) -> None:
     host, port = split_address(address)
     holder["address"] = {"socket_address": {"address": host, "port_value": port}}
+
+
+def _set_endpoints(cluster: dict[str, Any], name: str, addresses: tuple[str, ...]) -> None:
+    """Gives a cluster one endpoint for each address, like its first one in everything else."""
+    localities = [each for each in _below(cluster, "lb_endpoints") if each["lb_endpoints"]]
+    if not localities or "endpoint" not in localities[0]["lb_endpoints"][0]:
+        raise TemplateError(f"envoy.yaml: the cluster {name} has no endpoint")
+    first = localities[0]["lb_endpoints"][0]
+    endpoints = [copy.deepcopy(first) for _ in addresses]
+    for endpoint, address in zip(endpoints, addresses, strict=True):
+        _set_address(endpoint["endpoint"], address)
+    localities[0]["lb_endpoints"] = endpoints
 
 
 def _below(value: Any, key: str) -> Iterator[dict[str, Any]]:

@@ -149,6 +149,7 @@ class Process:
             except OSError as error:
                 self._take(f"{self.program.command[0]}: {error.strerror or error}".encode())
                 return 127
+            self._changed()  # its pid
             if self._stop.is_set():  # asked to stop while it was being started
                 child.terminate()
             watching = asyncio.create_task(self._watch())

@@ -19,6 +19,7 @@ from maestro_sdk.cli.mesh import START_LIMIT, Mesh
 from maestro_sdk.cli.ports import find_conflicts
 from maestro_sdk.cli.programs import KEY_VARIABLE, Program, freed, listeners, moved, programs
 from maestro_sdk.cli.rendering import TemplateError
+from maestro_sdk.cli.replicas import introduced, replicas
 from maestro_sdk.service.free_ports import find_free_ports
 from maestro_sdk.service.settings import Config, ConfigError, load
 
@@ -57,7 +58,9 @@ def start(options: Options, environment: Mapping[str, str], console: Console) ->
             console.say("stop that process, set another address, or use --port and --free-ports")
             return 1
         environment, key, shown = with_key(config, folder, environment)
-        run = programs(config, folder, environment)
+        further = replicas(config, find_free_ports)
+        config = introduced(config, further)
+        run = programs(config, further, folder, environment)
     except ConfigError as error:
         for problem in error.problems:
             console.problem(str(problem))

@@ -64,7 +64,9 @@ _USUAL = frozenset(
         *("parallel_tools", "tool_choice", "streamed_tool_args"),
     )
 )
-_NUMBERS = frozenset({"pid", "restarts", "context", "in $", "out $"})
+_NUMBERS = frozenset(
+    {"pid", "restarts", "context", "in $", "out $", "score", "about $", "time", "in", "out", "$", "calls"}
+)
 
 
 def provider_table(health: Mapping[str, Any]) -> Table:
@@ -115,16 +117,141 @@ def model_table(answer: Mapping[str, Any], name: str = "", *, every_feature: boo
     return table
 
 
+def backend_table(answer: Mapping[str, Any], name: str = "") -> Table:
+    """The backends of `GET /v1/router/backends` whose id holds `name`, and the adapters that bring none."""
+    table = _table("backend", "state", "until", "calls", "left", "why")
+    for each in answer["backends"]:
+        if name not in each["id"]:
+            continue
+        here: Mapping[str, Any] = each["here"]
+        own = next((found for found in (here, here["account"]) if found["breaker"] != "closed"), None)
+        state, why = each["state"], each["reason"] or ""
+        if each["account_wide"]:
+            why = f"account {each['account']}: {why}"
+        if state == "active" and own is not None:
+            # The router does not know yet, or can't be asked.
+            state, why = own["breaker"], f"here: {own['reason'] or ''}"
+        until = _to_second(each["until"]) if each["until"] else ""
+        table.add_row(
+            escape(each["id"]), _coloured(state), until, str(here["in_flight"]), _left(each["headroom"]), escape(why)
+        )
+    for each in answer["adapters"] or ():
+        if not each["models"] and name in each["name"]:
+            table.add_row(
+                f"({escape(each['name'])})", _coloured(each["state"]), "", "", "", escape(each["reason"] or "")
+            )
+    return table
+
+
 def decision_table(answer: Mapping[str, Any]) -> Table:
-    """The candidates of `POST /v1/router:explain`, in the order in which they would be tried."""
-    table = _table("", "backend", "why")
+    """The candidates of `POST /v1/router:explain`, in the order in which they are tried."""
+    candidates: list[Mapping[str, Any]] = answer["candidates"]
+    facts = [
+        (title, name)
+        for title, name in (("score", "score"), ("about $", "estimated_usd"))
+        if any(each.get(name) is not None for each in candidates)
+    ]
+    table = _table("", "backend", *(title for title, _ in facts), "why")
     number = 0
-    for each in answer["candidates"]:
+    for each in candidates:
         number += bool(each["kept"])
         mark = f"[green]{number}[/green]" if each["kept"] else "[red]✗[/red]"
         missing = f" (missing: {', '.join(each['missing'])})" if each["missing"] else ""
-        table.add_row(mark, each["backend_id"] or each["model"], escape(each["reason"] + missing))
+        numbers = (_short(each.get(name)) for _, name in facts)
+        table.add_row(mark, escape(each["backend_id"] or each["model"]), *numbers, escape(each["reason"] + missing))
     return table
+
+
+def decision_line(answer: Mapping[str, Any]) -> str:
+    """What decided, in one line."""
+    if not answer["strategy"] and not answer["candidates"]:
+        return "nothing was decided"
+    route = answer["route"]
+    told = [f"route {route}" if route else "the model was named directly"]
+    if answer["strategy"]:
+        told.append(f"strategy {answer['strategy']}")
+    if answer["experiment"]:
+        told.append(f"experiment {answer['experiment']}, {answer['variant'] or 'no variant'}")
+    if answer["table_version"]:
+        told.append(f"table {answer['table_version']}")
+    return escape(" · ".join(told))
+
+
+def attempt_table(answer: Mapping[str, Any]) -> Table:
+    """The attempts of a request that was recorded."""
+    table = _table("attempt", "backend", "fate", "time", "in", "out", "$", "why")
+    for each in answer["attempts"]:
+        usage: Mapping[str, int] = each["usage"] or {}
+        fate = str(each["fate"] or "unknown").replace("_", " ")
+        table.add_row(
+            str(each["attempt"]),
+            escape(each["backend_id"] or ""),
+            f"[green]{fate}[/green]" if each["fate"] == "answered" else f"[yellow]{fate}[/yellow]",
+            "" if each["latency"] is None else f"{each['latency']:.3g} s",
+            str(usage.get("input_tokens", "")),
+            str(usage.get("output_tokens", "")),
+            each["cost_usd"] or "",
+            escape(_why(each["error"], after_content=bool(each["after_content"]))),
+        )
+    return table
+
+
+def request_line(answer: Mapping[str, Any]) -> str:
+    """What became of a request that was recorded, in one line."""
+    request: Mapping[str, Any] = answer["request"]
+    latency = "" if request["latency"] is None else f" after {request['latency']:.3g} s"
+    told = [f"{_coloured_end(request['outcome'])}{latency}, {_to_second(request['ended'])}"]
+    if answer["error"]:
+        told.append(escape(_why(answer["error"], after_content=bool(request.get("after_content")))))
+    if request.get("finish_reason"):
+        told.append(escape(request["finish_reason"]))
+    if usage := request["usage"]:
+        told.append(f"{usage.get('input_tokens', 0)} tokens in, {usage.get('output_tokens', 0)} out")
+    if request["cost_usd"] is not None:
+        told.append(f"${request['cost_usd']}")
+    if request["degraded"]:
+        told.append("[yellow]routing was degraded[/yellow]")
+    return " · ".join(told)
+
+
+def _why(error: Mapping[str, Any] | None, *, after_content: bool) -> str:
+    """An error without text, as events have it."""
+    if error is None:
+        return ""
+    own = error.get("upstream_code") or (f"HTTP {error['upstream_status']}" if error.get("upstream_status") else "")
+    told = str(error["reason"]) + (f" ({own})" if own else "")
+    if error.get("retry_after") is not None:
+        told += f", again in {error['retry_after']:.3g} s"
+    return told + (", after content" if after_content else "")
+
+
+def _coloured_end(outcome: str) -> str:
+    return f"[green]{outcome}[/green]" if outcome == "completed" else f"[red]{outcome}[/red]"
+
+
+def _to_second(moment: str) -> str:
+    """An RFC 3339 time in UTC without its fractions."""
+    return f"{moment.rstrip('Z').partition('.')[0]}Z"
+
+
+def _left(headroom: Mapping[str, Any] | None) -> str:
+    """The tightest rate limit as its provider told it last."""
+    limits = [(name, headroom[name]) for name in ("requests", "tokens") if name in headroom] if headroom else []
+    shares = [(limit["remaining"] / limit["limit"], name) for name, limit in limits if limit["limit"]]
+    if shares:
+        share, name = min(shares)
+        return f"{share:.0%} of {name}"
+    return ", ".join(f"{limit['remaining']} {name}" for name, limit in limits)
+
+
+def _short(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)
 
 
 def span(seconds: float) -> str:
