@@ -2,8 +2,8 @@
 
 import json
 
-from maestro_sdk.testing import openai_chat
-from maestro_sdk.testing.callers import Caller
+from maestro_sdk.testing import anthropic_messages, openai_chat
+from maestro_sdk.testing.callers import Caller, question
 from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.mesh import MeshProcess
 from maestro_sdk.testing.wire import PIECES
@@ -56,6 +56,37 @@ async def test_models_and_explain(mesh: MeshProcess):
         "openai/gpt-6.1-terra",
         "anthropic/claude-sonnet-5-5",
     ]
+
+
+async def test_explain_tells_how_a_request_was_decided_and_what_happened(
+    mesh: MeshProcess, provider: FaultServer, alpha: Caller, beta: Caller
+):
+    provider.on("POST", openai_chat.PATH, openai_chat.rate_limited(2))
+    provider.on("POST", anthropic_messages.PATH, anthropic_messages.text())
+    reply = await alpha.chat(question(model="openai-first"))
+    assert reply.status == 200
+    name = reply.headers["x-request-id"]
+    code, out, err = await mesh.run("explain", "--json", "--data", str(mesh.data), "--request", name)
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["request_id"], told["request"]["outcome"]) == (name, "completed")
+    assert [(each["backend_id"], each["fate"]) for each in told["attempts"]] == [
+        ("openai:openai/gpt-6.1-terra", "failed"),
+        ("claude:anthropic/claude-sonnet-5-5", "answered"),
+    ]
+    assert told["attempts"][0]["error"]["reason"] == "RATE_LIMITED"
+    assert (told["route"], [each["kept"] for each in told["candidates"]]) == ("openai-first", [True, True])
+    code, out, err = await mesh.run("explain", "--data", str(mesh.data), "--request", name)
+    assert code == 0, err
+    assert name in out
+    for words in ("completed after", "route openai-first", "RATE_LIMITED", "answered"):
+        assert words in " ".join(out.split())
+    code, out, err = await mesh.run("explain", "--data", str(mesh.data), "-r", name, "--key", str(beta.key))
+    assert (code, out) == (1, "")
+    assert "NOT_FOUND" in err
+    code, out, err = await mesh.run("explain", "--data", str(mesh.data), "--request", name, "-m", "fast")
+    assert code == 2
+    assert "has its text and model" in " ".join(err.split())
 
 
 async def test_a_second_up_says_that_it_runs_already(mesh: MeshProcess, alpha: Caller):

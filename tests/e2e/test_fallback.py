@@ -106,7 +106,7 @@ async def test_a_stall_before_content_falls_over_in_time(alpha: Caller, provider
 
 
 async def test_our_own_key_refused_falls_over(alpha: Caller, provider: FaultServer):
-    provider.on("POST", openai_chat.PATH, openai_chat.error(401))
+    provider.on("POST", openai_chat.PATH, openai_chat.error(403))
     provider.on("POST", anthropic_messages.PATH, anthropic_messages.text("from the fallback"))
     answer = (await alpha.chat(question(model="refused-first"))).json()
     assert answer["text"] == "from the fallback"

@@ -83,8 +83,8 @@ REFUSALS = [
     for number, wire in enumerate(WIRES)
     for model, case in (
         (LIMITED[number], (429, {"retry-after": "7"}, (429, "RATE_LIMITED", "7"))),
-        # AWS knows no 401.
-        (LOCKED[number], (403 if wire.id == "bedrock" else 401, {}, (502, "PROVIDER_AUTH", None))),
+        # Not 401: that would hold back all models of the account, for all tests that follow.
+        (LOCKED[number], (403, {}, (502, "PROVIDER_AUTH", None))),
         (wire.values[1], (500, {}, (503, "UPSTREAM_ERROR", None))),
     )
 ]

@@ -177,7 +177,7 @@ async def test_kinds_filter(alpha: Caller):
 
 
 async def test_a_failed_request_is_an_event_with_its_reason(alpha: Caller, provider: FaultServer):
-    provider.on("POST", openai_chat.PATH, openai_chat.error(401, message="your key sk-secret is wrong"))
+    provider.on("POST", openai_chat.PATH, openai_chat.error(403, message="your key sk-secret is wrong"))
     async with alpha.socket("/v1/events/stream?kinds=request.*,attempt.*") as socket:
         await ready(socket)
         # A backend of its own: a refused key closes it for everybody.

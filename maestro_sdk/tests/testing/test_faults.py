@@ -208,16 +208,19 @@ async def test_stop_ends_answers_under_way(client: aiohttp.ClientSession):
 
 async def test_slow_reader_pauses_the_script(server: FaultServer, client: aiohttp.ClientSession):
     sent: list[int] = []
-
-    def reply(seen: Seen) -> tuple[Step, ...]:
-        return tuple(step for _ in range(64) for step in (Send(b"x" * 1_000_000),))
-
-    server.on("POST", "/x", reply)
+    server.on("POST", "/x", *(Send(b"x" * 1_000_000) for _ in range(64)))
     async with client.post(f"{server.url}/x") as response:
-        await asyncio.sleep(0.1)
+        seen = await server.request()
+        held = -1
+        while seen.sent != held:
+            held = seen.sent
+            await asyncio.sleep(0.1)
+        assert 0 < held < 64_000_000
         while chunk := await response.content.readany():
             sent.append(len(chunk))
     assert sum(sent) == 64_000_000
+    # Each chunk stands between its length and a line end, after the head.
+    assert seen.sent >= 64_000_000
 
 
 def test_a_request_is_parsed_only_when_whole():

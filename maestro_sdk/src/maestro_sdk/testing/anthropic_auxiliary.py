@@ -20,7 +20,7 @@ from email.message import EmailMessage
 from typing import Any, cast
 from urllib.parse import parse_qs
 
-from maestro_sdk.testing.anthropic_strict import RefusedError, StrictMessages, refuse
+from maestro_sdk.testing.anthropic_strict import RefusedError, StrictMessages, refuse, without_betas
 from maestro_sdk.testing.faults import FaultServer, Headers, Seen, Send, SendJson, Step
 
 COUNT = "/v1/messages/count_tokens"
@@ -91,7 +91,7 @@ class AnthropicAuxiliary:
         batch.results = [_line(request, {"type": "expired"}) for request in batch.requests]
 
     def _count(self, seen: Seen) -> Sequence[Step]:
-        body: Any = seen.json()
+        body: Any = without_betas(seen, seen.json())
         if extra := sorted(set(body) - _COUNTED):
             return refuse(f"{extra[0]}: Extra inputs are not permitted")
         try:

@@ -34,6 +34,8 @@ _IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _THINKING = frozenset({"thinking", "redacted_thinking"})
 _USER = frozenset({"text", "image", "document", "tool_result", "search_result", "container_upload"})
 _MAX_CACHE_POINTS = 4
+_BETAS = {"context_management": "context-management-2025-06-27", "mcp_servers": "mcp-client-2025-11-20"}
+"""Fields that a beta brings."""
 
 
 def text(words: str) -> Block:
@@ -82,7 +84,7 @@ class StrictMessages:
         try:
             if "anthropic-version" not in seen.headers:
                 raise RefusedError("anthropic-version: header is required")
-            self.check(body)
+            self.check(without_betas(seen, body))
         except RefusedError as refusal:
             self.refused.append(str(refusal))
             return refuse(str(refusal))
@@ -201,6 +203,13 @@ class StrictMessages:
                 f"messages.{last}.content: `thinking` or `redacted_thinking` blocks in the latest assistant message "
                 "cannot be modified. These blocks must remain as they were in the original response."
             )
+
+
+def without_betas(seen: Seen, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body without what is allowed by the header `anthropic-beta` only, as far as the request sends it."""
+    betas = seen.headers.get("anthropic-beta", "")
+    allowed = {name for name, beta in _BETAS.items() if beta in betas}
+    return {name: value for name, value in body.items() if name not in allowed}
 
 
 def refuse(message: str, status: int = 400, kind: str = "invalid_request_error") -> Sequence[Step]:

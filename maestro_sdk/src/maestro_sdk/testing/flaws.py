@@ -106,6 +106,7 @@ class Flaw(Enum):
     STARTED_TWICE = 85, "batch_repetition"
     NAMED_TWICE = 86, "batch_refusals"
     BATCH_INVENTED = 87, "batch_refusals"
+    BEGINS_AGAIN = 88, "prefill"
 
 
 def spoil(flaw: Flaw | None, events: list[ChatEvent]) -> list[ChatEvent]:
@@ -204,6 +205,8 @@ class FlawedModel(ObligingModel):
             case Flaw.FORGETS if any(message.role == Role.ROLE_ASSISTANT for message in heard.messages):
                 if heard.messages[-1].role == Role.ROLE_USER:
                     del heard.messages[1:]
+            case Flaw.BEGINS_AGAIN if heard.messages[-1].role == Role.ROLE_ASSISTANT:
+                del heard.messages[-1]
             case Flaw.CUTS_PROMPT:
                 for message in heard.messages:
                     for part in message.parts:

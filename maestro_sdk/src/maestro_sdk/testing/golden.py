@@ -23,7 +23,11 @@ def check(path: Path, value: Any) -> None:
 
     Compared as text, so that the order of keys and 1 against 1.0 count.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    check_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_text(path: Path, text: str) -> None:
+    """Fails unless `text` stands in the file, letter by letter."""
     if os.environ.get(WRITE) == "write":
         path.write_text(text, encoding="utf-8")
     expected = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -45,6 +45,7 @@ FEATURES = (
     Feature.FEATURE_CHAT,
     Feature.FEATURE_STREAMING,
     Feature.FEATURE_SYSTEM_PROMPT,
+    Feature.FEATURE_PREFILL,
     Feature.FEATURE_TOOLS,
     Feature.FEATURE_PARALLEL_TOOLS,
     Feature.FEATURE_TOOL_CHOICE,
@@ -94,7 +95,7 @@ class ObligingModel:
         thinks = request.HasField("reasoning") and effort != ReasoningEffort.REASONING_EFFORT_OFF
         thoughts = ("Let me see:", " 2, 3, 5, 7", " and so on.") if thinks else ()
         calls = choose_calls(request)
-        text, met = ("", "") if calls else _cut(say(request), request.stop)
+        text, met = ("", "") if calls else _cut(_go_on(say(request), request), request.stop)
         pieces = re.findall(r"\s*\S+", text)
         room = request.max_tokens - len(thoughts) if request.HasField("max_tokens") else len(pieces)
         reason = FinishReason.FINISH_REASON_TOOL_CALLS if calls else FinishReason.FINISH_REASON_STOP
@@ -174,6 +175,14 @@ def say(request: ChatRequest) -> str:
     if "primes" in question:
         return "There are 10 of them."
     return f"The sea is wide. It has no number but {request.seed}."
+
+
+def _go_on(text: str, request: ChatRequest) -> str:
+    """What is left of the text behind what an assistant message that stands last says of it."""
+    last = request.messages[-1]
+    if last.role != Role.ROLE_ASSISTANT:
+        return text
+    return text.removeprefix("".join(part.text.text for part in last.parts))
 
 
 def colour_of(png: bytes) -> str:

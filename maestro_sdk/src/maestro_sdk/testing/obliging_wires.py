@@ -160,6 +160,9 @@ def read_openai(body: Any) -> ChatRequest:
             request.messages[-1].parts.extend(parts)
         else:
             request.messages.append(Message(role=role, parts=parts))
+    if request.messages[-1].role == Role.ROLE_ASSISTANT and not body.get("continue_final_message"):
+        # A turn that is over; the model begins a new one.
+        del request.messages[-1]
     for tool in body.get("tools", ()):
         function = tool["function"]
         request.tools.append(Tool(name=function["name"], input_schema=json.dumps(function["parameters"])))

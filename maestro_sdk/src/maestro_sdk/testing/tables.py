@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
 from maestro.router.v1 import router_pb2 as pb
 from maestro_sdk.mesh.table import Table, compile_table
 
 BASIC = ("CHAT", "STREAMING", "SYSTEM_PROMPT")
+_TIMES = (
+    *("first_event_timeout", "idle_timeout", "total_timeout"),
+    *("attempt_timeout", "back_off", "longest_back_off"),
+)
 
 
 def model(name: str, *native: str, polyfilled: Sequence[str] = (), window: int = 0) -> Model:
@@ -55,9 +60,10 @@ def message(
         route = made.routes.add(name=name, strategy=strategy, max_attempts=limits.get("max_attempts", 3))
         for target, weight in targets:
             route.targets.add(model=target, weight=weight)
-        for limit in ("first_event_timeout", "idle_timeout", "total_timeout"):
+        for limit in _TIMES:
             if limit in limits:
                 getattr(route, limit).FromNanoseconds(int(limits[limit] * 1e9))
+        _set_policy(route, limits)
     breaker = limits.get("breaker", {})
     made.breaker.consecutive_failures = breaker.get("consecutive_failures", 5)
     made.breaker.minimum_calls, made.breaker.failure_ratio = 100, 0.5
@@ -66,3 +72,16 @@ def message(
     made.breaker.open_time.FromNanoseconds(int(breaker.get("open_time", 10) * 1e9))
     made.breaker.quota_open_time.seconds = 300
     return made
+
+
+def _set_policy(route: pb.Route, limits: Mapping[str, Any]) -> None:
+    route.failover_on.extend(ErrorReason.Value(f"ERROR_REASON_{name}") for name in limits.get("failover_on", ()))
+    route.failover_off.extend(ErrorReason.Value(f"ERROR_REASON_{name}") for name in limits.get("failover_off", ()))
+    if "retry_share" in limits:
+        route.retry_share = limits["retry_share"]
+    if "max_extra" in limits:
+        route.hedge.max_extra = limits["max_extra"]
+        if "hedge_after" in limits:
+            route.hedge.after.FromNanoseconds(int(limits["hedge_after"] * 1e9))
+    if limits.get("resume"):
+        route.resume = pb.RESUME_CONTINUE

@@ -82,6 +82,10 @@ class Answer:
     """None when the provider reports no usage."""
 
 
+PLAIN = Answer()
+"""The answer of scripts that are not told another one."""
+
+
 class Wire(ABC):
     """One provider's wire. Subclasses say how things look, this class when they happen."""
 
@@ -175,17 +179,17 @@ class Wire(ABC):
 
         return reply
 
-    def cut_after(self, pieces: int) -> Reply:
+    def cut_after(self, pieces: int, answer: Answer = PLAIN) -> Reply:
         """The stream is cut after so many pieces."""
-        return self._part(pieces, Cut())
+        return self._part(pieces, Cut(), answer)
 
     def stall_before_headers(self) -> Reply:
         """Nothing comes at all."""
         return lambda _: (Stall(),)
 
-    def stall_after(self, pieces: int) -> Reply:
+    def stall_after(self, pieces: int, answer: Answer = PLAIN) -> Reply:
         """Nothing more comes after so many pieces; with 0 pieces, the stream has begun all the same."""
-        return self._part(pieces, Stall())
+        return self._part(pieces, Stall(), answer)
 
     def silent_end(self, pieces: int = len(PIECES)) -> Reply:
         """A clean end after so many pieces, without terminal event; a unary answer lacks its stop reason."""
@@ -243,19 +247,18 @@ class Wire(ABC):
 
         return reply
 
-    def _begin(self, pieces: int, seen: Seen) -> Sequence[Step]:
-        answer = Answer()
+    def _begin(self, pieces: int, seen: Seen, answer: Answer = PLAIN) -> Sequence[Step]:
         content = [step for group in self.content(answer, seen)[:pieces] for step in group]
         # A reader sees the pieces before what follows them: in one read with a cut or an error they might be dropped.
         return (*self.opening(answer, seen), *content, *((Wait(SETTLE),) if content else ()))
 
-    def _part(self, pieces: int, last: Cut | Stall) -> Reply:
+    def _part(self, pieces: int, last: Cut | Stall, answer: Answer) -> Reply:
         def reply(seen: Seen) -> Sequence[Step]:
             if not self.streams(seen):
-                data = json.dumps(self.document(Answer(), seen)).encode()
+                data = json.dumps(self.document(answer, seen)).encode()
                 head = Headers(200, {"content-type": "application/json", "content-length": str(len(data))})
                 return (head, Send(data[: len(data) // 2]), last)
-            return (*self._begin(pieces, seen), last)
+            return (*self._begin(pieces, seen, answer), last)
 
         return reply
 

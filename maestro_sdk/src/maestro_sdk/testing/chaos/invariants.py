@@ -1,0 +1,136 @@
+"""What has to hold whatever happens to a mesh. Pure: what was seen goes in, what is wrong comes out as sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from maestro.event.v1.event_pb2 import Event
+from maestro_sdk.testing.chaos.load import Shown
+from maestro_sdk.testing.chaos.provider import INPUT_TOKENS, Call, text_of
+
+SPREAD = 0.25
+"""Seconds within which every process leaves a backend alone whose breaker has opened."""
+
+
+def broken_answers(shown: Iterable[Shown]) -> Iterator[str]:
+    """One end for each question, told once; nothing of an answer twice, nothing left out."""
+    for each in shown:
+        who = f"{each.mark} by {each.door}"
+        if len(each.terminals) > 1:
+            yield f"{who} was told {len(each.terminals)} ends: {each.failure}"
+        if not each.terminals and not each.broken:
+            yield f"{who} was told no end"
+        if each.started > 1:
+            yield f"{who} saw {each.started} beginnings"
+        if each.refusable and each.answered:
+            yield f"{who} was answered although the provider refused it"
+        whole = text_of(each.mark)
+        if each.answered and each.text != whole:
+            yield f"{who} was shown {each.text!r} instead of {whole!r}"
+        elif not whole.startswith(each.text):
+            yield f"{who} was shown {each.text!r}, which is no beginning of {whole!r}"
+
+
+def repeated_faults(calls: Iterable[Call], killed: Sequence[float] = ()) -> Iterator[str]:
+    """A caller's fault reaches a provider once: it is neither tried again nor elsewhere.
+
+    `killed` are the Unix times at which processes were killed: who dies with the refusal in hand tells nobody of it.
+    """
+    tried: dict[str, float] = {}
+    for call in calls:
+        if call.fate != "refused":
+            continue
+        before = tried.setdefault(call.mark, call.at)
+        if before < call.at and not any(before - SPREAD < moment < call.at for moment in killed):
+            yield f"{call.mark}, which is its caller's fault, was tried again after {call.at - before:.3f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A time in which the breaker of a backend was open, in Unix time."""
+
+    backend_id: str
+    begin: float
+    end: float
+
+
+def openings(events: Iterable[Event]) -> list[Opening]:
+    """The times in which breakers were open, from lifecycle events. Each ends by itself, or earlier by an event."""
+    begun: dict[str, Opening] = {}
+    found: list[Opening] = []
+    for event in sorted(events, key=lambda event: event.time.ToNanoseconds()):
+        at = event.time.ToNanoseconds() / 1e9
+        match event.WhichOneof("payload"):
+            case "backend_opened":
+                opened = event.backend_opened
+                fresh = Opening(opened.backend_id, at, opened.until.ToNanoseconds() / 1e9)
+                known = begun.get(fresh.backend_id)
+                if known is not None and known.end >= at:
+                    # Another router tells the same, or it was opened for longer.
+                    fresh = Opening(known.backend_id, known.begin, max(known.end, fresh.end))
+                elif known is not None:
+                    found.append(known)
+                begun[fresh.backend_id] = fresh
+            case "backend_half_open":
+                found += _ended(begun, event.backend_half_open.backend_id, at)
+            case "backend_closed":
+                found += _ended(begun, event.backend_closed.backend_id, at)
+            case _:
+                pass
+    return [*found, *begun.values()]
+
+
+def _ended(begun: dict[str, Opening], backend_id: str, at: float) -> list[Opening]:
+    known = begun.pop(backend_id, None)
+    return [] if known is None else [Opening(known.backend_id, known.begin, min(known.end, at))]
+
+
+def calls_while_open(calls: Iterable[Call], times: Iterable[Opening], backends: Mapping[str, str]) -> Iterator[str]:
+    """Nobody calls a provider whose breaker is open; `backends` gives the backend of a provider."""
+    listed = list(times)
+    for call in calls:
+        for opening in listed:
+            if opening.backend_id == backends[call.provider] and opening.begin + SPREAD < call.at < opening.end:
+                ago = call.at - opening.begin
+                yield f"{call.provider} was called for {call.mark}, {ago:.3f} s after its breaker opened"
+
+
+def wrong_accounts(shown: Sequence[Shown], events: Iterable[Event], calls: Sequence[Call]) -> Iterator[str]:
+    """Each request has one end among the events, and its attempts used what the providers counted."""
+    ends: Counter[str] = Counter()
+    used: Counter[str] = Counter()
+    for event in events:
+        match event.WhichOneof("payload"):
+            case "request_completed":
+                ends["answered"] += 1
+                attempts = event.request_completed.attempt_usages
+            case "request_failed":
+                ends["failed"] += 1
+                attempts = event.request_failed.attempt_usages
+            case _:
+                continue
+        for attempt in attempts:
+            if not attempt.usage.estimated:
+                used[attempt.provider] += attempt.usage.input_tokens + attempt.usage.output_tokens
+    answered = sum(each.answered for each in shown)
+    if ends["answered"] != answered:
+        yield f"{answered} callers were answered, {ends['answered']} requests are accounted as answered"
+    if ends.total() != len(shown):
+        yield f"{len(shown)} questions were asked, {ends.total()} requests are accounted"
+    for provider in sorted({call.provider for call in calls}):
+        counted = sum(INPUT_TOKENS + call.tokens for call in calls if call.provider == provider and call.whole)
+        if used[provider] != counted:
+            yield f"{provider} counted {counted} tokens of whole answers, the accounts hold {used[provider]}"
+
+
+def lost(shown: Iterable[Shown]) -> list[Shown]:
+    """Questions that were neither answered nor clearly refused."""
+    return [each for each in shown if not each.terminals and not each.broken]
+
+
+def tally(shown: Iterable[Shown]) -> str:
+    """How the questions ended, for a person."""
+    counts = Counter("answered" if each.answered else each.failure.split(":")[0] for each in shown)
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())

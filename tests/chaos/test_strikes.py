@@ -1,0 +1,96 @@
+"""Processes are killed one at a time under load, and a storm of everything at once: nothing is lost without a word."""
+
+import asyncio
+import os
+import random
+import time
+
+import pytest
+
+from maestro_sdk.testing.chaos.invariants import (
+    broken_answers,
+    calls_while_open,
+    lost,
+    openings,
+    repeated_faults,
+    tally,
+    wrong_accounts,
+)
+from maestro_sdk.testing.chaos.load import Load
+from maestro_sdk.testing.chaos.provider import Providers, Weather
+from maestro_sdk.testing.chaos.record import read_events
+from maestro_sdk.testing.chaos.strike import strike
+from maestro_sdk.testing.mesh import MeshProcess
+
+from .conftest import KEY, SEED
+
+CLIENTS = 32
+ROUTE = "both"
+BACKENDS = {"openai": "openai:openai/gpt-6.1-terra", "anthropic": "claude:anthropic/claude-sonnet-5-5"}
+# One of each kind first: those are all that the suite kills; a long storm (`make chaos`) kills the others, too.
+VICTIMS = ("router", "nats", "gateway", "adapter-openai", "router-2", "gateway-2", "adapter-claude")
+UNNOTICED = ("router", "nats")
+"""Processes whose end no caller notices."""
+LONG = "CHAOS_SECONDS" in os.environ
+STORM = float(os.environ.get("CHAOS_SECONDS", "8"))
+
+
+@pytest.mark.parametrize("victim", VICTIMS if LONG else VICTIMS[:4])
+async def test_one_process_is_killed(mesh: MeshProcess, providers: Providers, figures: list[str], victim: str):
+    begun = time.time()
+    async with Load(mesh.url, KEY, ROUTE, CLIENTS) as load:
+        aftermath = await strike(mesh, load, victim)
+    figures.append(aftermath.row())
+    assert lost(load.shown) == []
+    assert list(broken_answers(load.shown)) == []
+    assert list(repeated_faults(providers.calls)) == []
+    if victim.startswith(UNNOTICED):
+        assert [each.failure for each in aftermath.failures] == []
+        events = [
+            event for event in await read_events(mesh.address("nats")) if event.time.ToNanoseconds() / 1e9 >= begun
+        ]
+        assert list(wrong_accounts(load.shown, events, providers.calls)) == []
+    elif victim.startswith("adapter"):
+        # Before content the other provider answers; an answer that had begun is cut, and says so.
+        assert [each.message for each in aftermath.failures if not each.text] == []
+
+
+async def test_a_storm(mesh: MeshProcess, providers: Providers, figures: list[str]):
+    """Failing, cut and late answers, and processes killed at random, until the time is over."""
+    begun, dice = time.time(), random.Random(SEED)
+    providers.weather["openai"] = Weather(failing=0.2, cut=0.1, late=0.05)
+    providers.weather["anthropic"] = Weather(failing=0.05, cut=0.05)
+    killed: list[tuple[str, float]] = []
+    async with Load(mesh.url, KEY, ROUTE, CLIENTS) as load:
+        while time.time() - begun < STORM:
+            await asyncio.sleep(dice.uniform(0.5, 2.0))
+            victim = dice.choice(VICTIMS)
+            if mesh.members()[victim].state == "ready":
+                killed.append((victim, time.time()))
+                before = mesh.kill(victim)
+                if dice.random() < 0.5:
+                    await mesh.wait_restarted(before)
+        providers.weather = {"openai": Weather(), "anthropic": Weather()}
+        await load.answers(200)
+    events = [event for event in await read_events(mesh.address("nats")) if event.time.ToNanoseconds() / 1e9 >= begun]
+    figures.append(
+        f"storm of {STORM:.0f} s, seed {SEED}, killed {', '.join(name for name, _ in killed)}: {tally(load.shown)}"
+    )
+    assert lost(load.shown) == []
+    assert list(broken_answers(load.shown)) == []
+    assert list(repeated_faults(providers.calls, [moment for _, moment in killed])) == []
+    assert list(calls_while_open(providers.calls, openings(events), BACKENDS)) == []
+
+
+async def test_weather_alone_is_accounted_to_the_token(mesh: MeshProcess, providers: Providers, figures: list[str]):
+    begun = time.time()
+    providers.weather["openai"] = Weather(failing=0.3)
+    async with Load(mesh.url, KEY, ROUTE, CLIENTS) as load:
+        await load.answers(400)
+    events = [event for event in await read_events(mesh.address("nats")) if event.time.ToNanoseconds() / 1e9 >= begun]
+    figures.append(f"30 % of the calls to one of two providers fail: {tally(load.shown)}")
+    assert [each.failure for each in load.shown if not each.answered and not each.refusable] == []
+    assert list(broken_answers(load.shown)) == []
+    assert list(repeated_faults(providers.calls)) == []
+    assert list(calls_while_open(providers.calls, openings(events), BACKENDS)) == []
+    assert list(wrong_accounts(load.shown, events, providers.calls)) == []

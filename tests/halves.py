@@ -1,0 +1,55 @@
+"""Runs all tests as two pytest processes side by side: what runs inside one process, and what runs whole meshes.
+
+Each half waits much of its time, so that both together take little longer than the longer one. The lines of the second
+half follow those of the first; the last line counts both. Exit code: 0 when no test of either half failed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+
+HALVES = (("maestro_sdk/tests", "services"), ("tests",))
+_COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|warnings?|deselected)\b")
+_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Runs both halves, prints their output, and the sum of their counts."""
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as kept:
+        pytest = (sys.executable, "-m", "pytest")
+        second = subprocess.Popen((*pytest, *HALVES[1]), stdout=kept, stderr=subprocess.STDOUT)
+        lines: list[str] = []
+        try:
+            with subprocess.Popen((*pytest, *HALVES[0]), stdout=subprocess.PIPE, text=True) as first:
+                for line in first.stdout or ():
+                    print(line, end="", flush=True)
+                    lines.append(line)
+            second.wait()
+        except KeyboardInterrupt:
+            second.wait()
+            return _INTERRUPTED
+        kept.seek(0)
+        rest = kept.readlines()
+    print("".join(rest), end="")
+    counts = count(lines) + count(rest)
+    told = ", ".join(f"{number} {what}" for what, number in sorted(counts.items(), reverse=True))
+    print(f"both halves: {told} in {time.monotonic() - begun:.0f} s")
+    return first.returncode or second.returncode
+
+
+def count(lines: list[str]) -> Counter[str]:
+    """The counts of a run, from the last line of its output that has any."""
+    for line in reversed(lines):
+        if " in " in line and (found := _COUNT.findall(line)):
+            return Counter({what: int(number) for number, what in found})
+    return Counter()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

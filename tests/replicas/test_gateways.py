@@ -1,0 +1,35 @@
+"""One gateway of three dies under load: only what it had in hand is lost, and each caller hears of it."""
+
+from maestro_sdk.testing.chaos.load import Load
+
+from .conftest import KEY, MODEL, Mesh
+
+CLIENTS = 32
+ROUNDS = 2
+NOTICED = 0.3
+"""Seconds in which an Envoy that waits for a core may still hand requests to connections that have just broken."""
+
+
+async def test_a_killed_gateway_takes_nothing_with_it_but_what_it_had_in_hand(mesh: Mesh, figures: list[str]):
+    for number in range(ROUNDS):
+        name = ("gateway", "gateway-2", "gateway-3")[number % 3]
+        await mesh.whole()
+        async with Load(mesh.url, KEY, MODEL, CLIENTS, pause=0.005) as load:
+            await load.answers(100)
+            known = len(load.shown)
+            before = mesh.kill(name)
+            killed = await mesh.gone(before)
+            await load.answers(200)
+            await mesh.process.wait_restarted(before)
+            await load.answers(100)
+        failed = [shown for shown in load.shown if not shown.answered]
+        assert [shown for shown in load.shown[:known] if not shown.answered] == []
+        late = [(shown.door, shown.failure, shown.began - killed) for shown in failed if shown.began > killed + NOTICED]
+        assert late == [], "what came after the kill goes to those that live"
+        assert all(shown.failure != "nothing" for shown in failed), "everybody is told"
+        assert len(failed) <= CLIENTS
+        last = max((shown.ended - killed for shown in failed), default=0.0)
+        figures.append(
+            f"kill -9 {name} of 3 under {CLIENTS} clients: {len(failed)} of {CLIENTS} in flight cut with an error, the "
+            f"last after {last * 1000:.0f} ms; {len(load.shown) - known} later requests, 0 failed"
+        )
