@@ -13,7 +13,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test lint format proto proto-check lock conformance conformance-claude-code capabilities bench-smoke bench-adapters clean
+.PHONY: help setup up down test lint format proto proto-check lock conformance conformance-claude-code capabilities chaos drills bench-smoke bench-adapters bench-router bench-plan clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-23s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,8 +26,8 @@ up: setup ## Start the whole mesh: Envoy, NATS and every service
 down: setup ## Stop the mesh
 	@$(BIN)/maestro down
 
-test: setup ## Run all tests (ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run all tests, in two halves side by side (ARGS="-k name" to choose some, in one)
+	@$(BIN)/python $(if $(ARGS),-m pytest $(ARGS),tests/halves.py)
 
 lint: setup ## Check style, types and the contract; change nothing
 	$(BIN)/ruff check
@@ -80,11 +80,23 @@ conformance-claude-code: setup ## Prove the Claude Code backend, in an environme
 capabilities: setup ## Write docs/capabilities.md from what the adapters tell of their models
 	@$(BIN)/python tests/conformance/capabilities.py write
 
+chaos: setup ## Kill processes under load for a long time (CHAOS_SECONDS=120, CHAOS_SEED=7 for the same storm again)
+	@CHAOS_SECONDS=$${CHAOS_SECONDS:-120} $(BIN)/python -m pytest tests/chaos -q $(ARGS)
+
+drills: setup ## Let providers fail in every way at every door, one of them for DRILL_SECONDS=60
+	@DRILL_SECONDS=$${DRILL_SECONDS:-60} $(BIN)/python -m pytest tests/drills -q $(ARGS)
+
 bench-smoke: setup ## Measure the CPU time of a call and of a streamed event through the whole mesh
 	@$(BIN)/python bench/smoke.py $(ARGS)
 
 bench-adapters: setup ## Measure the CPU time of a call and of a streamed chunk in each adapter alone
 	@$(BIN)/python bench/adapters.py $(ARGS)
+
+bench-plan: setup ## Measure the CPU time of a routing decision; fails above its budget of 40 µs
+	@$(BIN)/python bench/plan.py $(ARGS)
+
+bench-router: setup ## Measure the CPU time of the router while the mesh answers as much as it can
+	@$(BIN)/python bench/router.py $(ARGS)
 
 clean: ## Remove .venv, node tools and caches (not the mesh's data)
 	rm -rf .venv .venv-claude-code tests/node_modules .pytest_cache .ruff_cache .hypothesis
