@@ -207,7 +207,7 @@ async def test_nobody_waits_long_for_others():
     turn = said(call("c1", "Paris"))
     begun = asyncio.get_running_loop().time()
     assert await recalled(keep, question(), turn) == list(turn.parts)
-    assert asyncio.get_running_loop().time() - begun < 0.5
+    assert asyncio.get_running_loop().time() - begun < 1.0
     # Who did not answer may still have it.
     others.hangs = False
     await answered(Keep(3600, others))

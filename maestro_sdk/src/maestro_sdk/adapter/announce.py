@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 import nats.errors
 
 from maestro.router.v1.router_pb2 import AdapterAnnouncement
-from maestro_sdk.service.bus import Client, Link
+from maestro_sdk.service.bus import Client, Link, heed_cancellation
 from maestro_sdk.service.config_file import ConfigError
 from maestro_sdk.service.settings import AdapterConfig, Config
 
@@ -97,6 +97,7 @@ class _Announcer:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._link.keep(self._prepare))
             while True:
+                heed_cancellation()
                 try:
                     async with asyncio.timeout(beat):
                         await self._asked.wait()

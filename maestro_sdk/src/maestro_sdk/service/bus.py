@@ -13,7 +13,7 @@ import nats.errors
 import nats.js.errors
 from nats.js import api
 
-__all__ = ["STREAM", "Client", "Link", "ensure_stream", "refusal"]
+__all__ = ["STREAM", "Client", "Link", "ensure_stream", "heed_cancellation", "refusal"]
 
 Client: TypeAlias = Any
 """`nats.aio.client.Client`, whose own annotations are only partly there."""
@@ -26,6 +26,17 @@ DUPLICATE_WINDOW = 600.0
 _log = logging.getLogger(__name__)
 _RETRY = 0.25
 """Seconds between two tries to reach NATS."""
+
+
+def heed_cancellation() -> None:
+    """Raises `CancelledError` in a task that was cancelled and went on all the same.
+
+    Python 3.11's `wait_for`, by which the client of NATS waits for answers, loses a cancellation that comes together
+    with the answer. Whoever asks in a loop calls this in each turn, or its owner waits for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class Link:
@@ -58,6 +69,7 @@ class Link:
                     await asyncio.sleep(_RETRY)
                     continue
                 while not client.is_closed:
+                    heed_cancellation()
                     self._event.clear()
                     if client.is_connected and not self.up:
                         await self._prepare(client, prepare)

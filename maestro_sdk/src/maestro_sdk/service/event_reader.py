@@ -16,7 +16,7 @@ from nats.js import api
 
 from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.errors import NoBackend
-from maestro_sdk.service.bus import STREAM, Client, Link, ensure_stream
+from maestro_sdk.service.bus import STREAM, Client, Link, ensure_stream, heed_cancellation
 from maestro_sdk.service.settings import Config
 
 _log = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class Subscription:
     async def begin(self) -> None:
         """Waits for NATS and finds the place to start at."""
         while True:
+            heed_cancellation()
             client, _ = await self._reader.connection()
             try:
                 state = (await client.jetstream().stream_info(STREAM)).state
@@ -173,6 +174,7 @@ class Subscription:
         `event.sequence` is set too.
         """
         while True:
+            heed_cancellation()
             client, generation = await self._reader.connection()
             try:
                 async with aclosing(self._pull(client, generation)) as pulled:

@@ -21,7 +21,7 @@ import nats.errors
 from google.protobuf.message import Message
 
 from maestro.event.v1.event_pb2 import Event
-from maestro_sdk.service.bus import Client, Link, ensure_stream, refusal
+from maestro_sdk.service.bus import Client, Link, ensure_stream, heed_cancellation, refusal
 from maestro_sdk.service.event_reader import EventReader, Subscription
 from maestro_sdk.service.settings import Config
 from maestro_sdk.service.spool import Spool
@@ -205,6 +205,7 @@ class EventPublisher:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._link.keep(self._prepare))
             while True:
+                heed_cancellation()
                 try:
                     await self._step()
                 except Exception:  # noqa: BLE001 - whatever it is: events wait on the disk, and the service goes on

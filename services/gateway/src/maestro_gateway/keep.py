@@ -33,7 +33,7 @@ _ROOM = 64 * 2**20
 _LARGEST = 4 * 2**20
 _ENTRY = 256
 """Bytes that an entry takes beside its answer, about."""
-_PATIENCE = 0.1
+_PATIENCE = 0.5
 """Seconds that a request waits for what other processes kept."""
 _MOST_FETCHED = 64
 _ABSENT_FOR = 30.0
@@ -45,7 +45,7 @@ class Others(Protocol):
     """Where processes keep answers for each other; both methods may fail quietly."""
 
     async def put(self, key: str, data: bytes) -> None:
-        """Stores; returns after about 100 ms at the latest, stored or not."""
+        """Stores; returns after about half a second at the latest, stored or not."""
         ...
 
     async def take(self, key: str) -> bytes | None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 BUCKET = "MAESTRO_KEPT"
 _STREAM = f"KV_{BUCKET}"
 _ROOM = 256 * 2**20
-_PATIENCE = 0.1
+_PATIENCE = 0.5
 """Seconds that an answer waits for NATS."""
 _ANSWER = 5.0
 _ERRORS = (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError)
@@ -44,7 +44,7 @@ class Shelf:
         return self._link.up
 
     async def put(self, key: str, data: bytes) -> None:
-        """Stores; returns after 100 ms at the latest, stored or not."""
+        """Stores; returns after half a second at the latest, stored or not."""
         client = self._link.client
         if not self._link.up or client is None or len(data) >= client.max_payload:
             return

@@ -18,7 +18,7 @@ from nats.js import api
 
 from maestro_router.board import Board
 from maestro_router.marks import Kind, Mark, decode, encode
-from maestro_sdk.service.bus import Client, Link
+from maestro_sdk.service.bus import Client, Link, heed_cancellation
 from maestro_sdk.service.settings import Config
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Shared:
                 # It may have been replaced by a newer one in the meantime.
                 if self._waiting.get(key) == mark:
                     del self._waiting[key]
+                heed_cancellation()
             self._wake.clear()
             if not (self._waiting and self._link.up):
                 await self._wake.wait()

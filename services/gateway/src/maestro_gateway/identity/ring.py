@@ -25,7 +25,7 @@ from maestro_gateway.identity.keys import Keys
 from maestro_gateway.identity.principal import Principal
 from maestro_gateway.identity.record import KEPT, KeyRecord
 from maestro_sdk.errors import Conflict, NoBackend, NotFound
-from maestro_sdk.service.bus import Client, Link
+from maestro_sdk.service.bus import Client, Link, heed_cancellation
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +154,7 @@ class KeyRing:
 
     async def _follow(self) -> None:
         while True:
+            heed_cancellation()
             await self._up.wait()
             try:
                 await self._watch()
@@ -176,6 +177,7 @@ class KeyRing:
             self._settled.set()
             end = now() + _REFRESH
             while self._link.up and self._link.generation == generation and now() < end:
+                heed_cancellation()
                 with suppress(nats.errors.TimeoutError):
                     entry = await watcher.updates(timeout=_LOOK)
                     if entry is not None:
@@ -234,6 +236,7 @@ class KeyRing:
 
     async def _note_uses(self) -> None:
         while True:
+            heed_cancellation()
             await asyncio.sleep(self._pause)
             if not self._link.up:
                 continue
