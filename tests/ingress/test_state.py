@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from uuid import uuid4
 
 import anthropic
 import openai
@@ -17,7 +18,7 @@ from maestro_sdk.service.channel import open_channel
 from maestro_sdk.testing import bedrock_converse, gemini_content
 from maestro_sdk.testing.anthropic_messages import PATH
 from maestro_sdk.testing.anthropic_strict import Block, StrictMessages, call, redacted, text, thinking
-from maestro_sdk.testing.faults import FaultServer
+from maestro_sdk.testing.faults import FaultServer, Reply, Seen, SendJson, Sse, Step
 from maestro_sdk.testing.mesh import MeshProcess
 from maestro_sdk.testing.obliging_gemini import StrictGemini
 from maestro_sdk.testing.wire import Answer, ToolCall
@@ -151,13 +152,32 @@ async def test_a_turn_that_the_client_made_up_stays_its_own(client: openai.Async
     assert sent["input"] == {"city": "Oslo"}
 
 
+def named_anew(reply: Reply) -> Reply:
+    """Gives each answer an identifier of its own, as the provider does: this adapter makes those of calls from it."""
+
+    def answered(seen: Seen) -> Sequence[Step]:
+        name = {"responseId": f"resp-{uuid4().hex}"}
+        steps: list[Step] = []
+        for step in reply(seen):
+            match step:
+                case SendJson(value):
+                    steps.append(SendJson({**value, **name}))
+                case Sse(event, data) if not isinstance(data, str):
+                    steps.append(Sse(event, {**data, **name}))
+                case _:
+                    steps.append(step)
+        return steps
+
+    return answered
+
+
 @pytest.mark.parametrize("words", ["Use get_weather for Paris", "Use get_weather for Paris and Rome, parallel"])
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_signatures_of_gemini_come_back_to_it(
     client: openai.AsyncOpenAI, provider: FaultServer, words: str, streamed: bool
 ):
     strict = StrictGemini()
-    provider.replace("POST", gemini_content.PATH, strict.reply)
+    provider.replace("POST", gemini_content.PATH, named_anew(strict.reply))
     fields: Any = {"model": "vertex/gemini-3.1-pro-preview", "tools": [WEATHER]}
     asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": words}]
     message = await ask(client, asked, streamed, **fields)
@@ -236,7 +256,7 @@ async def test_anthropics_client_carries_signatures_of_gemini(
     messages: anthropic.AsyncAnthropic, provider: FaultServer, words: str, streamed: bool
 ):
     strict = StrictGemini()
-    provider.replace("POST", gemini_content.PATH, strict.reply)
+    provider.replace("POST", gemini_content.PATH, named_anew(strict.reply))
     first, _ = await loop(messages, "vertex/gemini-3.1-pro-preview", streamed, words)
     calls = [block for block in first.content if block.type == "tool_use"]
     assert len(calls) == words.count(" and ") + 1
