@@ -181,4 +181,6 @@ async def test_an_adapter_that_was_restarted_while_no_router_looked_begins_anew(
         await until(lambda: state_of(watcher) == OPEN)
     await mesh.adapter()
     async with mesh.router("one") as again:
-        await mesh.gateways(1, again)
+        (watcher,) = await mesh.gateways(1, again)
+        assert state_of(watcher) == ACTIVE
+        assert not barred([watcher])

@@ -156,7 +156,7 @@ class RouteWatcher:
         """Makes the table of an earlier life the one in force."""
         try:
             self.adopt(message)
-        except Exception:
+        except Exception:  # whatever another version wrote there: a router tells the table anew
             log.exception("the route table of the snapshot can't be used and is ignored")
             return
         # A clock that was ahead then must not make the time without a router longer.

@@ -6,7 +6,7 @@ clients pass over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import orjson
@@ -17,9 +17,10 @@ from maestro.llm.v1.chat_pb2 import (
     Warning,  # noqa: A004 - the contract's name
 )
 from maestro.llm.v1.message_pb2 import Part
-from maestro.llm.v1.usage_pb2 import Cost, Usage
+from maestro.llm.v1.usage_pb2 import Usage
 from maestro_gateway.anthropic.request import OWN, Asked
 from maestro_gateway.anthropic.seal import seal
+from maestro_gateway.dialect import facts, foreign_to, warnings_data
 from maestro_sdk.errors import MaestroError
 
 _REASONS: Mapping[FinishReason.ValueType, str] = {
@@ -63,7 +64,7 @@ def encode_message(response: ChatResponse, asked: Asked, route: str) -> bytes:
                 response.attempt,
                 route,
                 cost,
-                warnings_data(asked, response.provider, response.warnings),
+                warnings_of(asked, response.provider, response.warnings),
             ),
         }
     )
@@ -151,28 +152,7 @@ def usage_data(usage: Usage) -> dict[str, Any]:
     }
 
 
-def facts(
-    provider: str, attempt: int, route: str, cost: Cost | None, warnings: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What only the mesh tells."""
-    return {
-        "provider": provider,
-        "route": route or None,
-        "attempt": attempt,
-        "cost_usd": cost.usd if cost is not None else None,
-        "warnings": warnings,
-    }
-
-
-def warnings_data(asked: Asked, provider: str, told: Iterable[Warning]) -> list[dict[str, Any]]:
+def warnings_of(asked: Asked, provider: str, told: Iterable[Warning]) -> list[dict[str, Any]]:
     """What was not done as asked."""
-    found = [
-        {"code": "unknown_field", "message": f"{name} is no field of a message request and was ignored", "field": name}
-        for name in asked.unknown
-    ]
-    if provider != OWN:
-        found += [
-            {"code": "unsupported_parameter", "message": f"{name} means nothing to {provider}", "field": name}
-            for name in asked.passed
-        ]
-    return found + [{"code": each.code, "message": each.message, "field": each.field or None} for each in told]
+    foreign = foreign_to(provider, (OWN,), asked.passed)
+    return warnings_data(asked.unknown, foreign, "a message request", provider, told)

@@ -10,16 +10,9 @@ import orjson
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import DocumentPart, ImagePart, Message, Origin, Part, Role, ToolResultPart
 from maestro_gateway.anthropic.seal import unseal
-from maestro_gateway.json_codec.decoder import Path, mistyped, read_bool, read_bytes, read_text, wrong
+from maestro_gateway.json_codec.decoder import Path, mistyped, read_bool, read_bytes, read_object, read_text, wrong
 
 _OWN = Origin(provider="anthropic", api="messages")
-
-
-def read_object(value: Any, path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    if type(value) is not dict:
-        raise mistyped(path, "an object", value)
-    return cast("dict[str, Any]", value)
 
 
 def read_blocks(value: Any, path: Path) -> list[tuple[dict[str, Any], Path]]:

@@ -11,7 +11,7 @@ import orjson
 
 from maestro.llm.v1.chat_pb2 import CacheTtl, ChatRequest, ReasoningEffort, Routing, ToolChoiceMode
 from maestro.llm.v1.message_pb2 import Role
-from maestro_gateway.anthropic.content import fill_assistant, fill_user, read_blocks, read_object
+from maestro_gateway.anthropic.content import fill_assistant, fill_user, read_blocks
 from maestro_gateway.json_codec.decoder import (
     Path,
     Reading,
@@ -21,6 +21,7 @@ from maestro_gateway.json_codec.decoder import (
     read_choice,
     read_int,
     read_number,
+    read_object,
     read_text,
     render,
     wrong,

@@ -21,17 +21,10 @@ from maestro.llm.v1.chat_pb2 import (
 )
 from maestro.llm.v1.message_pb2 import Part
 from maestro.llm.v1.usage_pb2 import Usage
-from maestro_gateway.anthropic.answer import (
-    blocks,
-    encode_error,
-    facts,
-    frame,
-    reason_word,
-    usage_data,
-    warnings_data,
-)
+from maestro_gateway.anthropic.answer import blocks, encode_error, frame, reason_word, usage_data, warnings_of
 from maestro_gateway.anthropic.request import Asked
 from maestro_gateway.anthropic.seal import seal
+from maestro_gateway.dialect import facts
 from maestro_sdk.adapter.fold import merge_usage
 from maestro_sdk.errors import MaestroError
 
@@ -241,7 +234,7 @@ class MessageEvents:
         merge_usage(self._usage, finish.usage)
         started = self._started
         cost = finish.cost if finish.HasField("cost") else None
-        told = warnings_data(self._asked, started.provider, self._warnings)
+        told = warnings_of(self._asked, started.provider, self._warnings)
         delta = {
             "stop_reason": reason_word(finish.reason, finish.raw_reason),
             "stop_sequence": finish.stop_sequence or None,

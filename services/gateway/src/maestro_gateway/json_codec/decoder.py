@@ -216,6 +216,13 @@ def _reader(field: FieldDescriptor) -> Callable[[Any, Path], Any]:
             raise TypeError(f"{field.full_name} has a type that the decoder does not know")
 
 
+def read_object(value: Any, path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    if type(value) is not dict:
+        raise mistyped(path, "an object", value)
+    return cast("dict[str, Any]", value)
+
+
 def read_text(value: Any, path: Path) -> str:
     """A string."""
     if type(value) is not str:

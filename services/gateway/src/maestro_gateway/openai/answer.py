@@ -6,7 +6,7 @@ clients pass over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -21,7 +21,8 @@ from maestro.llm.v1.chat_pb2 import (
     Warning,  # noqa: A004 - the contract's name
 )
 from maestro.llm.v1.message_pb2 import Part, TokenLogprob
-from maestro.llm.v1.usage_pb2 import Cost, Usage
+from maestro.llm.v1.usage_pb2 import Usage
+from maestro_gateway.dialect import facts, foreign_to, warnings_data
 from maestro_gateway.openai.request import OWN, Asked
 from maestro_sdk.adapter.fold import merge_usage
 from maestro_sdk.errors import MaestroError
@@ -84,7 +85,7 @@ def encode_completion(response: ChatResponse, asked: Asked, route: str, created:
             "choices": [choice],
             "usage": _usage(response.usage),
             "system_fingerprint": None,
-            "maestro": _facts(
+            "maestro": facts(
                 response.provider,
                 response.attempt,
                 route,
@@ -195,7 +196,7 @@ class Chunks:
         started = self._started
         cost = finish.cost if finish.HasField("cost") else None
         warnings = _warnings(self._asked, started.provider, self._warnings)
-        facts = _facts(started.provider, started.attempt, self.route, cost, warnings)
+        told = facts(started.provider, started.attempt, self.route, cost, warnings)
         reason = _REASONS.get(finish.reason, "other")
         choice: dict[str, Any] = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
         # Clients parse the arguments as JSON: a call without any has an empty object.
@@ -203,7 +204,7 @@ class Chunks:
             self._chunk({"tool_calls": [{"index": self._calls[index], "function": {"arguments": "{}"}}]})
             for index in sorted(self._bare)
         ]
-        last.append(self._frame({"choices": [choice], "maestro": facts}))
+        last.append(self._frame({"choices": [choice], "maestro": told}))
         if self._asked.include_usage:
             merge_usage(self._usage, finish.usage)
             last.append(self._frame({"choices": [], "usage": _usage(self._usage)}))
@@ -251,33 +252,9 @@ def _type_of(error: MaestroError) -> str:
             return "server_error"
 
 
-def _facts(
-    provider: str, attempt: int, route: str, cost: Cost | None, warnings: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "provider": provider,
-        "route": route or None,
-        "attempt": attempt,
-        "cost_usd": cost.usd if cost is not None else None,
-        "warnings": warnings,
-    }
-
-
 def _warnings(asked: Asked, provider: str, told: Iterable[Warning]) -> list[dict[str, Any]]:
-    found = [
-        {
-            "code": "unknown_field",
-            "message": f"{name} is not a field of a chat completion and was ignored",
-            "field": name,
-        }
-        for name in asked.unknown
-    ]
-    if provider not in OWN:
-        found += [
-            {"code": "unsupported_parameter", "message": f"{name} means nothing to {provider}", "field": name}
-            for name in asked.passed
-        ]
-    return found + [{"code": each.code, "message": each.message, "field": each.field or None} for each in told]
+    foreign = foreign_to(provider, OWN, asked.passed)
+    return warnings_data(asked.unknown, foreign, "a chat completion", provider, told)
 
 
 def _call(part: Part) -> dict[str, Any]:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from maestro.llm.v1.message_pb2 import ImageDetail, Message, Part, ToolResultPart
-from maestro_gateway.json_codec.decoder import Path, Reading, mistyped, read_bytes, read_choice, read_text, wrong
+from maestro_gateway.json_codec.decoder import (
+    Path,
+    Reading,
+    mistyped,
+    read_bytes,
+    read_choice,
+    read_object,
+    read_text,
+    wrong,
+)
 
 _DETAILS: Mapping[str, ImageDetail.ValueType] = {
     "auto": ImageDetail.IMAGE_DETAIL_AUTO,
@@ -14,13 +23,6 @@ _DETAILS: Mapping[str, ImageDetail.ValueType] = {
     "high": ImageDetail.IMAGE_DETAIL_HIGH,
 }
 _SOUNDS = {"wav": "audio/wav", "mp3": "audio/mpeg"}
-
-
-def read_object(value: Any, path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    if type(value) is not dict:
-        raise mistyped(path, "an object", value)
-    return cast("dict[str, Any]", value)
 
 
 def plain_text(value: Any, path: Path) -> str:

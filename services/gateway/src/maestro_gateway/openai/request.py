@@ -18,15 +18,14 @@ from maestro_gateway.json_codec.decoder import (
     read_choice,
     read_int,
     read_number,
+    read_object,
     read_text,
     render,
     wrong,
 )
 from maestro_gateway.json_codec.document import parse_object
 from maestro_gateway.json_codec.parts import compiler
-from maestro_gateway.openai.content import read_object
 from maestro_gateway.openai.turns import read_turns
-from maestro_sdk.errors import InvalidRequest
 from maestro_sdk.service.interceptors import validate
 
 _INT32 = 2**31 - 1
@@ -118,17 +117,10 @@ def decode_completion(raw: bytes) -> Asked:
         raise wrong((None, "messages"), "must hold more than what the system says")
     if document.get("top_logprobs") and document.get("logprobs") is not True:
         raise wrong((None, "top_logprobs"), "needs logprobs: true")
-    try:
-        validate(request)
-    except InvalidRequest as error:
-        raise _with_our_paths(error) from None
+    # Paths of the contract are near enough to the body's to find the place.
+    validate(request)
     unknown = tuple(render(path) for path in body.reading.unknown)
     return Asked(request, body.stream, body.include_usage, tuple(body.passed), unknown)
-
-
-def _with_our_paths(error: InvalidRequest) -> InvalidRequest:
-    """The error of a rule of the contract. Its paths are near enough to the body's to find the place."""
-    return InvalidRequest(error.message, violations=error.violations)
 
 
 def _model(body: _Body, value: Any, path: Path) -> None:

@@ -9,8 +9,8 @@ import orjson
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import Message, Role
-from maestro_gateway.json_codec.decoder import Path, Reading, mistyped, read_text, wrong
-from maestro_gateway.openai.content import fill_content, fill_refusable, plain_text, read_object
+from maestro_gateway.json_codec.decoder import Path, Reading, mistyped, read_object, read_text, wrong
+from maestro_gateway.openai.content import fill_content, fill_refusable, plain_text
 
 
 def read_turns(request: ChatRequest, system: list[str], value: Any, path: Path, reading: Reading) -> None:
