@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 TENANT_KEY = "x-maestro-tenant"
 REQUEST_ID_KEY = "x-request-id"
+CALL_KEY = "x-maestro-call-key"
 TRACEPARENT_KEY = "traceparent"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -25,15 +26,21 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Identity of the request being served. `tenant` is empty outside the mesh; `traceparent` is W3C text."""
+    """Identity of the request being served. `tenant` is empty outside the mesh; `traceparent` is W3C text.
+
+    A `key` makes calls of adapters standing ones: they outlive their caller for a while, and the next call with the
+    same key takes up the same answer instead of asking the provider again.
+    """
 
     request_id: str
     tenant: str
     traceparent: str
+    key: str = ""
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The gRPC metadata that carries this call to the next hop."""
-        return ((REQUEST_ID_KEY, self.request_id), (TENANT_KEY, self.tenant), (TRACEPARENT_KEY, self.traceparent))
+        plain = ((REQUEST_ID_KEY, self.request_id), (TENANT_KEY, self.tenant), (TRACEPARENT_KEY, self.traceparent))
+        return (*plain, (CALL_KEY, self.key)) if self.key else plain
 
     @property
     def trace_id(self) -> str:
@@ -56,7 +63,7 @@ def enter_call(call: Call) -> None:
 
 def call_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Call:
     """The call that request metadata describes; what is missing or malformed is made anew."""
-    request_id = tenant = traceparent = ""
+    request_id = tenant = traceparent = call_key = ""
     for key, value in metadata:
         if key == REQUEST_ID_KEY:
             request_id = str(value)
@@ -64,11 +71,13 @@ def call_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Call:
             tenant = str(value)
         elif key == TRACEPARENT_KEY:
             traceparent = str(value)
+        elif key == CALL_KEY:
+            call_key = str(value)
     if not is_request_id(request_id):
         request_id = new_request_id()
     if not _TRACEPARENT.fullmatch(traceparent):
         traceparent = new_traceparent()
-    return Call(request_id, tenant, traceparent)
+    return Call(request_id, tenant, traceparent, call_key)
 
 
 def outgoing_metadata() -> tuple[tuple[str, str], ...]:

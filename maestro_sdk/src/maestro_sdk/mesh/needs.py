@@ -134,6 +134,8 @@ def hash_content(request: ChatRequest | EmbedRequest) -> str:
     plain = type(request).FromString(request.SerializeToString())
     for name in ("routing", "metadata", "model"):
         plain.ClearField(name)
+    if isinstance(plain, ChatRequest):
+        plain.ClearField("resumable")
     return hashlib.blake2b(plain.SerializeToString(deterministic=True), digest_size=16).hexdigest()
 
 

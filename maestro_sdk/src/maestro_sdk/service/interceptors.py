@@ -293,4 +293,4 @@ def _follow_span() -> None:
     if context.is_valid and call is not None:
         flags = f"{int(context.trace_flags):02x}"
         traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags}"
-        enter_call(Call(call.request_id, call.tenant, traceparent))
+        enter_call(replace(call, traceparent=traceparent))

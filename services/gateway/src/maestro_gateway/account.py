@@ -20,13 +20,14 @@ from maestro.event.v1.event_pb2 import (
     Event,
     Failure,
     RequestCompleted,
+    RequestDenied,
     RequestFailed,
     RequestOperation,
     RequestStarted,
 )
 from maestro.llm.v1.chat_pb2 import ChatRequest, Finish
 from maestro.llm.v1.embedding_pb2 import EmbedRequest
-from maestro_gateway.identity import current_principal, permit
+from maestro_gateway.identity import current_caller, current_principal, permit
 from maestro_gateway.limits import Limiter, Ticket
 from maestro_sdk.errors import Cancelled, Internal, MaestroError
 from maestro_sdk.mesh.trail import Attempt, Trail
@@ -50,15 +51,19 @@ class Accountant:
         self._is_degraded = is_degraded
         self._limiter = limiter
 
-    def open(self, request: ChatRequest | EmbedRequest, call: Call, *, streamed: bool) -> Account:
-        """The account of one request, begun when its block is entered. One with a `ticket` has to take that before.
+    def open(self, request: ChatRequest | EmbedRequest, call: Call, *, streamed: bool, job_id: str = "") -> Account:
+        """The account of one request, begun when its block is entered. One that is `counted` is admitted before.
 
         Raises `PermissionDenied` when the caller's key may not ask as that persona or for that skill, and `TooLarge`.
         """
-        permit(request)
-        account = Account(self._publish, self._is_degraded, request, call, streamed)
-        if self._limiter is not None:
-            account.limit(self._limiter, request)
+        account = Account(self._publish, self._is_degraded, request, call, streamed, job_id)
+        try:
+            permit(request)
+            if self._limiter is not None:
+                account.limit(self._limiter, request)
+        except MaestroError as error:
+            account.deny(error)
+            raise
         return account
 
 
@@ -67,8 +72,11 @@ class Account:
 
     __slots__ = (
         "_call",
+        "_caller",
         "_is_degraded",
+        "_job_id",
         "_key_id",
+        "_metadata",
         "_noted",
         "_operation",
         "_persona",
@@ -87,6 +95,7 @@ class Account:
         request: ChatRequest | EmbedRequest,
         call: Call,
         streamed: bool,
+        job_id: str,
     ) -> None:
         self._publish = publish
         self._is_degraded = is_degraded
@@ -94,6 +103,9 @@ class Account:
         principal = current_principal()
         self._key_id = principal.key_id if principal is not None else ""
         self._streamed = streamed
+        self._job_id = job_id
+        self._caller = current_caller()
+        self._metadata = request.metadata
         # The dispatcher writes the backend's model into the request.
         self._requested = request.model
         self._persona = self._skill = ""
@@ -102,7 +114,7 @@ class Account:
         self._operation = _CHAT if isinstance(request, ChatRequest) else _EMBED
         self._noted = 0
         self.ticket: Ticket | None = None
-        """What the request has to take of the limits of its caller; None when nothing is counted."""
+        """What the request has to take of the limits of its caller; None when no limit holds."""
         self.trail = Trail()
         """What the dispatcher tells."""
 
@@ -111,6 +123,37 @@ class Account:
         principal = current_principal()
         name = principal.subject if principal is not None else ""
         self.ticket = limiter.ticket(request, self._call.tenant, self._key_id, name, self._persona)
+
+    @property
+    def counted(self) -> bool:
+        """Whether it has to be admitted: else it is free to go on, and nobody has to be asked."""
+        return self.ticket is not None
+
+    async def admit(self) -> None:
+        """Takes what the limits of the caller allow. Raises what refuses it: then its account is over."""
+        try:
+            if self.ticket is not None:
+                await self.ticket.take()
+        except MaestroError as error:
+            self.deny(error)
+            raise
+
+    def deny(self, error: MaestroError) -> None:
+        """Tells that it was refused before any work."""
+        self._send(
+            RequestDenied(
+                request_id=self._call.request_id,
+                operation=self._operation,
+                requested_model=self._requested,
+                failure=failure_of(error),
+                persona=self._persona,
+                skill=self._skill,
+                job_id=self._job_id,
+                key_id=self._key_id,
+                metadata=self._metadata,
+                caller=self._caller.message(),
+            )
+        )
 
     def __enter__(self) -> Self:
         self._send(
@@ -121,6 +164,7 @@ class Account:
                 streamed=self._streamed,
                 persona=self._persona,
                 skill=self._skill,
+                job_id=self._job_id,
                 key_id=self._key_id,
             )
         )
@@ -185,11 +229,14 @@ class Account:
             variant=trail.plan.variant if trail.plan is not None else "",
             persona=self._persona,
             skill=self._skill,
+            job_id=self._job_id,
             key_id=self._key_id,
             usage=trail.usage,
             cost=trail.cost,
             decision=trail.plan.message() if trail.plan is not None else None,
             attempt_usages=_usages(trail),
+            metadata=self._metadata,
+            caller=self._caller.message(),
         )
         if backend is not None:
             payload.provider, payload.adapter = backend.provider, backend.adapter
@@ -209,13 +256,18 @@ class Account:
             attempts=len(trail.attempts),
             after_content=bool(trail.first_content) and self._streamed,
             degraded=self._is_degraded(),
+            streamed=self._streamed,
+            route=trail.plan.route.name if trail.plan is not None else "",
             persona=self._persona,
             skill=self._skill,
+            job_id=self._job_id,
             key_id=self._key_id,
             usage=trail.usage,
             cost=trail.cost,
             decision=trail.plan.message() if trail.plan is not None else None,
             attempt_usages=_usages(trail),
+            metadata=self._metadata,
+            caller=self._caller.message(),
         )
         if backend is not None:
             payload.provider, payload.adapter = backend.provider, backend.adapter
@@ -224,7 +276,9 @@ class Account:
         self._send(payload)
 
     def _send(
-        self, payload: RequestStarted | RequestCompleted | RequestFailed | AttemptFailed, ago: float = 0.0
+        self,
+        payload: RequestStarted | RequestCompleted | RequestFailed | RequestDenied | AttemptFailed,
+        ago: float = 0.0,
     ) -> None:
         event = new_event(payload, f"request/{self._call.request_id}", tenant=self._call.tenant)
         if ago > 0.001:

@@ -10,8 +10,9 @@ import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, CountTokensRequest, CountTokensResponse
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceServicer, ChatServiceStub
+from maestro_gateway.chats import Chat
 from maestro_gateway.identity import permit
-from maestro_gateway.limits import Ticket, openai_headers
+from maestro_gateway.limits import current_ticket, openai_headers
 from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_sdk.errors import MaestroError, Unimplemented, from_rpc_error
 from maestro_sdk.mesh.needs import needs_of
@@ -26,27 +27,19 @@ class ChatService(ChatServiceServicer):
         self._mesh = mesh
 
     async def Chat(self, request: ChatRequest, context: Any) -> ChatResponse:
-        call = calling()
-        opened = self._mesh.accountant.open(request, call, streamed=False)
-        if opened.ticket is not None:
-            await _admit(opened.ticket, context)
-        with opened as account:
-            needs = needs_of(request, call.tenant)
-            return await self._mesh.dispatcher.complete(request, needs, account.trail, deadline_of(context))
+        try:
+            return await Chat(self._mesh, request, deadline_of(context)).complete()
+        finally:
+            tell_limits(context)
 
     async def StreamChat(self, request: ChatRequest, context: Any) -> None:
-        call = calling()
-        opened = self._mesh.accountant.open(request, call, streamed=True)
-        if opened.ticket is not None:
-            await _admit(opened.ticket, context)
-        with opened as account:
-            needs = needs_of(request, call.tenant, streaming=True)
-            stream = self._mesh.dispatcher.stream(request, needs, account.trail, deadline_of(context))
+        try:
             # Writing instead of yielding: when the call is cancelled, the attempt is closed here and now.
-            async with aclosing(stream) as batches:
+            async with aclosing(Chat(self._mesh, request, deadline_of(context)).stream()) as batches:
                 async for batch in batches:
-                    account.note_attempts()
                     await context.write(batch)
+        finally:
+            tell_limits(context)
 
     async def CountTokens(self, request: CountTokensRequest, context: Any) -> CountTokensResponse:
         """Asks the backends of the plan in order; when none of them can count, the answer is marked as an estimate."""
@@ -74,9 +67,7 @@ class ChatService(ChatServiceServicer):
         )
 
 
-async def _admit(ticket: Ticket, context: Any) -> None:
-    """Takes what the limits of the caller allow, and tells what is left of them behind the answer."""
-    try:
-        await ticket.take()
-    finally:
+def tell_limits(context: Any) -> None:
+    """Tells behind the answer what is left of the caller's limits, where there are any."""
+    if (ticket := current_ticket()) is not None:
         context.set_trailing_metadata(openai_headers(ticket))

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from aiohttp import ClientConnectionError, WSMsgType, web
 
+from maestro_gateway.chats import Chat
 from maestro_gateway.json_codec.answer import PONG, quoted, socket_error, socket_frames
 from maestro_gateway.json_codec.chat_request import read_chat
 from maestro_gateway.json_codec.document import parse_object
@@ -29,7 +30,6 @@ from maestro_sdk.errors import (
     TenantConcurrency,
     UpstreamError,
 )
-from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.tracing import Call, enter_call, new_request_id
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class ChatSocket:
         try:
             if previous is not None:
                 await asyncio.wait((previous,))
-            await self._answer(name, document, call)
+            await self._answer(name, document)
         except ClientConnectionError:
             log.debug("%s: the peer left", call.request_id)
         except MaestroError as error:
@@ -171,23 +171,16 @@ class ChatSocket:
         if not self._running:
             self._idle.set()
 
-    async def _answer(self, name: str, document: dict[str, Any], call: Call) -> None:
+    async def _answer(self, name: str, document: dict[str, Any]) -> None:
         body = read_chat(document)
         request, conversation, send = body.request, quoted(name), self._socket.send_frame
-        opened = self._mesh.accountant.open(request, call, streamed=True)
-        if opened.ticket is not None:
-            await opened.ticket.take()
-        with opened as account:
-            trail = account.trail
-            needs = needs_of(request, call.tenant, streaming=True)
-            async with aclosing(self._mesh.dispatcher.stream(request, needs, trail)) as batches:
-                async for batch in batches:
-                    account.note_attempts()
-                    route = trail.plan.route.name if trail.plan is not None else ""
-                    if trail.finish is not None:
-                        self._over.add(name)
-                    for frame in socket_frames(conversation, batch.events, route, body.warnings):
-                        await send(frame, WSMsgType.TEXT)
+        chat = Chat(self._mesh, request)
+        async with aclosing(chat.stream()) as batches:
+            async for batch in batches:
+                if chat.finished:
+                    self._over.add(name)
+                for frame in socket_frames(conversation, batch.events, chat.route, body.warnings):
+                    await send(frame, WSMsgType.TEXT)
 
     async def _tell(self, name: str, error: MaestroError, request_id: str) -> None:
         if self._running.get(name) is asyncio.current_task():

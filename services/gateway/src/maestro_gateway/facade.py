@@ -15,13 +15,13 @@ from typing import Any, Protocol
 from google.api.httpbody_pb2 import HttpBody
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse
+from maestro_gateway.chats import Chat
 from maestro_gateway.identity import admitted
 from maestro_gateway.json_codec.answer import PING
 from maestro_gateway.limits import LimitHeaders, current_ticket, openai_headers
 from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_gateway.pulse import Pulse
 from maestro_sdk.errors import Internal, MaestroError, TooLarge, Unauthenticated
-from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.tracing import REQUEST_ID_KEY
 
 log = logging.getLogger(__name__)
@@ -101,15 +101,8 @@ class Facade:
 
     async def complete(self, request: ChatRequest, context: Any) -> tuple[ChatResponse, str]:
         """The whole answer, and the route that it took; empty when the model was named directly."""
-        call = calling()
-        opened = self._mesh.accountant.open(request, call, streamed=False)
-        if opened.ticket is not None:
-            await opened.ticket.take()
-        with opened as account:
-            needs = needs_of(request, call.tenant)
-            trail = account.trail
-            response = await self._mesh.dispatcher.complete(request, needs, trail, deadline_of(context))
-        return response, trail.plan.route.name if trail.plan is not None else ""
+        chat = Chat(self._mesh, request, deadline_of(context))
+        return await chat.complete(), chat.route
 
     async def stream(self, request: ChatRequest, frames: Frames, context: Any, note: Note | None = None) -> HttpBody:
         """Server-sent events, of which the last ones are returned.
@@ -130,23 +123,15 @@ class Facade:
 
         try:
             async with Pulse(lambda: send(PING), self._ping) as pulse:
-                opened = self._mesh.accountant.open(request, call, streamed=True)
-                if opened.ticket is not None:
-                    await opened.ticket.take()
-                with opened as account:
-                    trail = account.trail
-                    needs = needs_of(request, call.tenant, streaming=True)
-                    stream = self._mesh.dispatcher.stream(request, needs, trail, deadline_of(context))
-                    async with aclosing(stream) as batches:
-                        async for batch in batches:
-                            account.note_attempts()
-                            if not frames.route and trail.plan is not None:
-                                frames.route = trail.plan.route.name
-                            if note is not None and (noting := note(batch.events)) is not None:
-                                await noting
-                            data = frames.frames(batch.events)
-                            if data:
-                                await pulse.write(send(data))
+                chat = Chat(self._mesh, request, deadline_of(context))
+                async with aclosing(chat.stream()) as batches:
+                    async for batch in batches:
+                        frames.route = frames.route or chat.route
+                        if note is not None and (noting := note(batch.events)) is not None:
+                            await noting
+                        data = frames.frames(batch.events)
+                        if data:
+                            await pulse.write(send(data))
         except Exception as error:
             if not begun:
                 raise

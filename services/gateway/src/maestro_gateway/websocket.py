@@ -17,7 +17,7 @@ from aiohttp import web
 
 from maestro_gateway.conversations import ChatSocket
 from maestro_gateway.event_stream import EventSocket, read_query
-from maestro_gateway.identity import Keys, Principal, enter, key_in
+from maestro_gateway.identity import Caller, Keys, Principal, enter, enter_caller, key_in
 from maestro_gateway.identity.keys import Unfamiliar
 from maestro_gateway.identity.scopes import scope_of_path
 from maestro_gateway.json_codec.answer import encode_error
@@ -141,6 +141,7 @@ class SocketServer:
         call = call_from_metadata(
             (name, request.headers[name]) for name in (REQUEST_ID_KEY, TRACEPARENT_KEY) if name in request.headers
         )
+        enter_caller(Caller(request.headers, request.path, request.remote or ""))
         key = key_in(request.headers) or _protocol_key(request) or request.query.get("access_token", "")
         try:
             principal = self._keys.principal_of(key) if key else self._keys.authenticate(request.headers)

@@ -353,6 +353,8 @@ class Event(_message.Message):
     ADAPTER_LEFT_FIELD_NUMBER: _builtins.int
     SCHEMA_CHANGED_FIELD_NUMBER: _builtins.int
     BACKEND_QUARANTINED_FIELD_NUMBER: _builtins.int
+    REQUEST_DENIED_FIELD_NUMBER: _builtins.int
+    WEBHOOK_ABANDONED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Identifier, unique in the mesh; the same when an event is delivered again."""
     sequence: _builtins.int
@@ -475,6 +477,14 @@ class Event(_message.Message):
     def backend_quarantined(self) -> Global___BackendQuarantined:
         """A backend broke the contract and is left alone. "backend.quarantined"."""
 
+    @_builtins.property
+    def request_denied(self) -> Global___RequestDenied:
+        """A request was refused before any work. "request.denied"."""
+
+    @_builtins.property
+    def webhook_abandoned(self) -> Global___WebhookAbandoned:
+        """An event could not be delivered to a webhook. "webhook.abandoned"."""
+
     def __init__(
         self,
         *,
@@ -510,12 +520,14 @@ class Event(_message.Message):
         adapter_left: Global___AdapterLeft | None = ...,
         schema_changed: Global___SchemaChanged | None = ...,
         backend_quarantined: Global___BackendQuarantined | None = ...,
+        request_denied: Global___RequestDenied | None = ...,
+        webhook_abandoned: Global___WebhookAbandoned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "payload", b"payload", "request_completed", b"request_completed", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "payload", b"payload", "request_completed", b"request_completed", "request_denied", b"request_denied", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "webhook_abandoned", b"webhook_abandoned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "id", b"id", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "kind", b"kind", "payload", b"payload", "request_completed", b"request_completed", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "sequence", b"sequence", "subject", b"subject", "tenant", b"tenant", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "id", b"id", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "kind", b"kind", "payload", b"payload", "request_completed", b"request_completed", "request_denied", b"request_denied", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "sequence", b"sequence", "subject", b"subject", "tenant", b"tenant", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "trace_id", b"trace_id", "webhook_abandoned", b"webhook_abandoned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["request_started", "request_completed", "request_failed", "attempt_failed", "backend_opened", "backend_half_open", "backend_closed", "route_degraded", "tool_invoked", "tool_completed", "tool_failed", "job_queued", "job_started", "job_progress", "job_completed", "job_failed", "job_cancelled", "budget_threshold", "budget_exhausted", "config_reloaded", "config_rejected", "adapter_joined", "adapter_left", "schema_changed", "backend_quarantined"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["request_started", "request_completed", "request_failed", "attempt_failed", "backend_opened", "backend_half_open", "backend_closed", "route_degraded", "tool_invoked", "tool_completed", "tool_failed", "job_queued", "job_started", "job_progress", "job_completed", "job_failed", "job_cancelled", "budget_threshold", "budget_exhausted", "config_reloaded", "config_rejected", "adapter_joined", "adapter_left", "schema_changed", "backend_quarantined", "request_denied", "webhook_abandoned"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -631,6 +643,26 @@ class RequestCompleted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
@@ -654,6 +686,10 @@ class RequestCompleted(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     ATTEMPT_USAGES_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -688,6 +724,10 @@ class RequestCompleted(_message.Message):
     """Output only. Job that the request is an item of. Empty means none."""
     key_id: _builtins.str
     """Output only. Identifier of the key, or of the subject of a token, that the request was made with; never the key itself."""
+    cached: _builtins.bool
+    """Output only. True when an earlier answer was given again: no backend was called, nothing was charged."""
+    content_digest: _builtins.str
+    """Output only. SHA-256, as lower-case hexadecimal, of the redacted content that was recorded. Empty when none was."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Output only. Tokens used in all."""
@@ -713,6 +753,14 @@ class RequestCompleted(_message.Message):
     @_builtins.property
     def attempt_usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptUsage]:
         """Output only. What each attempt used."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Output only. Labels of the request."""
+
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """Output only. From where it came. Unset for readers without the scope "admin"."""
 
     def __init__(
         self,
@@ -740,10 +788,14 @@ class RequestCompleted(_message.Message):
         decision: _router_pb2.Decision | None = ...,
         attempt_usages: _abc.Iterable[Global___AttemptUsage] | None = ...,
         key_id: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        caller: Global___Caller | None = ...,
+        cached: _builtins.bool = ...,
+        content_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "decision", b"decision", "latency", b"latency", "time_to_first_content", b"time_to_first_content", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cost", b"cost", "decision", b"decision", "latency", b"latency", "time_to_first_content", b"time_to_first_content", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "experiment", b"experiment", "finish_reason", b"finish_reason", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "time_to_first_content", b"time_to_first_content", "usage", b"usage", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cached", b"cached", "caller", b"caller", "content_digest", b"content_digest", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "experiment", b"experiment", "finish_reason", b"finish_reason", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "metadata", b"metadata", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "time_to_first_content", b"time_to_first_content", "usage", b"usage", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -754,6 +806,26 @@ class RequestFailed(_message.Message):
     """Tells that a request failed for good, or that its caller went away."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
@@ -774,6 +846,11 @@ class RequestFailed(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     ATTEMPT_USAGES_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
+    STREAMED_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -800,6 +877,12 @@ class RequestFailed(_message.Message):
     """Output only. Job that the request is an item of. Empty means none."""
     key_id: _builtins.str
     """Output only. Identifier of the key, or of the subject of a token, that the request was made with; never the key itself."""
+    content_digest: _builtins.str
+    """Output only. SHA-256, as lower-case hexadecimal, of the redacted content that was recorded. Empty when none was."""
+    streamed: _builtins.bool
+    """Output only. True when the answer was streamed."""
+    route: _builtins.str
+    """Output only. Route that matched. Empty means that the model was named directly, or that nothing was decided."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Output only. Error of the last attempt; CANCELLED when the caller went away."""
@@ -824,6 +907,14 @@ class RequestFailed(_message.Message):
     def attempt_usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptUsage]:
         """Output only. What each attempt used."""
 
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Output only. Labels of the request."""
+
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """Output only. From where it came. Unset for readers without the scope "admin"."""
+
     def __init__(
         self,
         *,
@@ -846,14 +937,179 @@ class RequestFailed(_message.Message):
         decision: _router_pb2.Decision | None = ...,
         attempt_usages: _abc.Iterable[Global___AttemptUsage] | None = ...,
         key_id: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        caller: Global___Caller | None = ...,
+        content_digest: _builtins.str = ...,
+        streamed: _builtins.bool = ...,
+        route: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "decision", b"decision", "failure", b"failure", "latency", b"latency", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cost", b"cost", "decision", b"decision", "failure", b"failure", "latency", b"latency", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "caller", b"caller", "content_digest", b"content_digest", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "metadata", b"metadata", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestFailed: _TypeAlias = RequestFailed  # noqa: Y015
+
+@_typing.final
+class RequestDenied(_message.Message):
+    """Tells that a request was refused before any work: key, permission, limit, budget, or a fault of the request itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    PERSONA_FIELD_NUMBER: _builtins.int
+    SKILL_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Output only. Request."""
+    operation: Global___RequestOperation.ValueType
+    """Output only. Kind of the request. Unset for other calls than chats and embeddings."""
+    requested_model: _builtins.str
+    """Output only. Model, alias or route that was asked for. Empty means the default route."""
+    persona: _builtins.str
+    """Output only. Persona that asked. Empty means none."""
+    skill: _builtins.str
+    """Output only. Skill that was asked for. Empty means none."""
+    job_id: _builtins.str
+    """Output only. Job that the request is an item of. Empty means none."""
+    key_id: _builtins.str
+    """Output only. Identifier of the key, or of the subject of a token, that the request was made with; never the key itself. Empty when
+    nobody was admitted.
+    """
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Output only. Why it was refused."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Output only. Labels of the request."""
+
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """Output only. From where it came. Unset for readers without the scope "admin"."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        operation: Global___RequestOperation.ValueType = ...,
+        requested_model: _builtins.str = ...,
+        failure: Global___Failure | None = ...,
+        persona: _builtins.str = ...,
+        skill: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        caller: Global___Caller | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "metadata", b"metadata", "operation", b"operation", "persona", b"persona", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestDenied: _TypeAlias = RequestDenied  # noqa: Y015
+
+@_typing.final
+class Caller(_message.Message):
+    """Tells where a request came from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """Output only. Subject of the token when the caller authenticated with one, or the name for people of its key."""
+    client_address: _builtins.str
+    """Output only. Address of the caller, as the public port saw it."""
+    user_agent: _builtins.str
+    """Output only. User agent that the caller claimed, at most 256 characters."""
+    method: _builtins.str
+    """Output only. Full name of the method, or path, that was called."""
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        client_address: _builtins.str = ...,
+        user_agent: _builtins.str = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "method", b"method", "principal", b"principal", "user_agent", b"user_agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Caller: _TypeAlias = Caller  # noqa: Y015
+
+@_typing.final
+class WebhookAbandoned(_message.Message):
+    """Tells that an event could not be delivered to a webhook and lies among its dead letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_KIND_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    LAST_STATUS_FIELD_NUMBER: _builtins.int
+    webhook: _builtins.str
+    """Output only. Name of the webhook in the configuration."""
+    event_id: _builtins.str
+    """Output only. Identifier of the event."""
+    event_kind: _builtins.str
+    """Output only. Kind of the event."""
+    attempts: _builtins.int
+    """Output only. Deliveries that were tried."""
+    last_status: _builtins.int
+    """Output only. HTTP status of the last answer. Unset when there was none."""
+    def __init__(
+        self,
+        *,
+        webhook: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        event_kind: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        last_status: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_status", b"_last_status", "last_status", b"last_status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_status", b"_last_status", "attempts", b"attempts", "event_id", b"event_id", "event_kind", b"event_kind", "last_status", b"last_status", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_status: _TypeAlias = _typing.Literal["last_status"]  # noqa: Y015
+    _WhichOneofArgType__last_status: _TypeAlias = _typing.Literal["_last_status", b"_last_status"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_status) -> _WhichOneofReturnType__last_status | None: ...
+
+Global___WebhookAbandoned: _TypeAlias = WebhookAbandoned  # noqa: Y015
 
 @_typing.final
 class AttemptFailed(_message.Message):

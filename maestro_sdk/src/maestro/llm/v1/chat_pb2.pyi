@@ -240,6 +240,7 @@ class ChatRequest(_message.Message):
     STRICT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     PROVIDER_OPTIONS_FIELD_NUMBER: _builtins.int
+    RESUMABLE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Optional. Model as "provider/model", the bare name of a model, or an alias that the router knows. Empty means the default route."""
     system: _builtins.str
@@ -254,6 +255,10 @@ class ChatRequest(_message.Message):
     """Optional. Seed for repeatable sampling. Unset means none."""
     strict: _builtins.bool
     """Optional. True turns what would be a warning (an unsupported parameter) into an error. Unset means warnings."""
+    resumable: _builtins.bool
+    """Optional. True keeps a streamed answer for callers whose connection breaks: it goes on without them and can be taken up at any
+    gateway, behind the last piece that arrived. Adapters ignore it. Unset means that an answer ends with its call.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """Required. Conversation so far, oldest turn first."""
@@ -319,10 +324,11 @@ class ChatRequest(_message.Message):
         strict: _builtins.bool = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         provider_options: _abc.Mapping[_builtins.str, _struct_pb2.Struct] | None = ...,
+        resumable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "cache", b"cache", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "reasoning", b"reasoning", "response_format", b"response_format", "routing", b"routing", "seed", b"seed", "temperature", b"temperature", "tool_choice", b"tool_choice", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "cache", b"cache", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "metadata", b"metadata", "model", b"model", "provider_options", b"provider_options", "reasoning", b"reasoning", "response_format", b"response_format", "routing", b"routing", "seed", b"seed", "stop", b"stop", "strict", b"strict", "system", b"system", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "cache", b"cache", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "metadata", b"metadata", "model", b"model", "provider_options", b"provider_options", "reasoning", b"reasoning", "response_format", b"response_format", "resumable", b"resumable", "routing", b"routing", "seed", b"seed", "stop", b"stop", "strict", b"strict", "system", b"system", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -745,6 +751,7 @@ class ChatResponse(_message.Message):
     SWITCHES_FIELD_NUMBER: _builtins.int
     PROVIDER_METADATA_FIELD_NUMBER: _builtins.int
     HEADROOM_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """Required. Identifier of the answer."""
     provider: _builtins.str
@@ -759,6 +766,8 @@ class ChatResponse(_message.Message):
     """Optional. The provider's own word for it."""
     stop_sequence: _builtins.str
     """Optional. Stop text that was met."""
+    cached: _builtins.bool
+    """Output only. True when the mesh gave an earlier answer to the same request again: nothing was charged."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Part]:
         """Optional. Content in the order in which its parts began."""
@@ -804,10 +813,11 @@ class ChatResponse(_message.Message):
         switches: _abc.Iterable[Global___Switched] | None = ...,
         provider_metadata: _abc.Mapping[_builtins.str, _struct_pb2.Struct] | None = ...,
         headroom: _usage_pb2.Headroom | None = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "headroom", b"headroom", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cost", b"cost", "finish_reason", b"finish_reason", "headroom", b"headroom", "model", b"model", "parts", b"parts", "provider", b"provider", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "response_id", b"response_id", "stop_sequence", b"stop_sequence", "switches", b"switches", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached", b"cached", "cost", b"cost", "finish_reason", b"finish_reason", "headroom", b"headroom", "model", b"model", "parts", b"parts", "provider", b"provider", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "response_id", b"response_id", "stop_sequence", b"stop_sequence", "switches", b"switches", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1187,12 +1197,15 @@ class Finish(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     PROVIDER_METADATA_FIELD_NUMBER: _builtins.int
     HEADROOM_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Required. Why the model stopped."""
     raw_reason: _builtins.str
     """Optional. The provider's own word for it."""
     stop_sequence: _builtins.str
     """Optional. Stop text that was met."""
+    cached: _builtins.bool
+    """Output only. True when the mesh gave an earlier answer to the same request again: nothing was charged."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Required. Tokens used in all."""
@@ -1219,10 +1232,11 @@ class Finish(_message.Message):
         cost: _usage_pb2.Cost | None = ...,
         provider_metadata: _abc.Mapping[_builtins.str, _struct_pb2.Struct] | None = ...,
         headroom: _usage_pb2.Headroom | None = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "headroom", b"headroom", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "headroom", b"headroom", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "reason", b"reason", "stop_sequence", b"stop_sequence", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "cost", b"cost", "headroom", b"headroom", "provider_metadata", b"provider_metadata", "raw_reason", b"raw_reason", "reason", b"reason", "stop_sequence", b"stop_sequence", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 
+from maestro_gateway.identity.caller import Caller, enter_caller
 from maestro_gateway.identity.key_set import KeySet
 from maestro_gateway.identity.keys import Keys, Unfamiliar, configured, key_in
 from maestro_gateway.identity.principal import Principal, enter
@@ -50,6 +51,7 @@ def authenticator(keys: Keys) -> Authenticate:
 
     def authenticate(metadata: Metadata, method: str) -> str | Awaitable[str]:
         headers = {name: value for name, value in metadata if isinstance(value, str)}
+        enter_caller(Caller(headers, method))
         try:
             return admit(keys.authenticate(headers), method)
         except Unfamiliar:

@@ -11,7 +11,7 @@ from maestro.gateway.v1.openai_pb2_grpc import OpenAIServiceServicer
 from maestro_gateway.embedding_service import embed
 from maestro_gateway.facade import JSON, Facade
 from maestro_gateway.keep import Keep
-from maestro_gateway.mesh import Mesh, calling
+from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_gateway.openai.answer import Chunks, encode_completion, encode_error
 from maestro_gateway.openai.embeddings import MOST_NUMBERS, decode_embedding, pieces, with_our_paths
 from maestro_gateway.openai.request import decode_completion
@@ -52,7 +52,7 @@ class OpenAIService(OpenAIServiceServicer):
         async def answer() -> HttpBody:
             asked = decode_embedding(facade.measure(request))
             try:
-                response, route = await embed(self._mesh, asked.request, context, most=MOST_NUMBERS)
+                response, route = await embed(self._mesh, asked.request, deadline_of(context), most=MOST_NUMBERS)
             except MaestroError as error:
                 raise with_our_paths(error) from None
             # Nothing can fail from here on but the connection: the caller has the beginning of a document.
