@@ -224,11 +224,16 @@ class SubscribeRequest(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Optional. Only events of this job. Empty means all."""
     after_sequence: _builtins.int
     """Optional. Sequence of the last event that was handled; 0 begins with the oldest event that is kept. Unset means only events from
     now on.
+    """
+    tenant: _builtins.str
+    """Optional. Tenant whose events are sent; "_mesh" for what belongs to the mesh as a whole. Empty means the caller's own; any other
+    needs the scope "operator".
     """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -240,10 +245,11 @@ class SubscribeRequest(_message.Message):
         kinds: _abc.Iterable[_builtins.str] | None = ...,
         job_id: _builtins.str = ...,
         after_sequence: _builtins.int | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "job_id", b"job_id", "kinds", b"kinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "job_id", b"job_id", "kinds", b"kinds", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
     _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015
@@ -355,6 +361,7 @@ class Event(_message.Message):
     BACKEND_QUARANTINED_FIELD_NUMBER: _builtins.int
     REQUEST_DENIED_FIELD_NUMBER: _builtins.int
     WEBHOOK_ABANDONED_FIELD_NUMBER: _builtins.int
+    ADMIN_ACTED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Identifier, unique in the mesh; the same when an event is delivered again."""
     sequence: _builtins.int
@@ -369,7 +376,7 @@ class Event(_message.Message):
     """
     subject: _builtins.str
     """Output only. What it is about: "request/ID", "job/ID", "tool/NAME", "backend/ID", "adapter/NAME", "route/NAME", "budget/NAME",
-    "service/NAME", "schema/SUBJECT".
+    "service/NAME", "schema/SUBJECT", "key/ID".
     """
     trace_id: _builtins.str
     """Output only. Trace that it happened in, as 32 hexadecimal digits. Empty means none."""
@@ -485,6 +492,10 @@ class Event(_message.Message):
     def webhook_abandoned(self) -> Global___WebhookAbandoned:
         """An event could not be delivered to a webhook. "webhook.abandoned"."""
 
+    @_builtins.property
+    def admin_acted(self) -> Global___AdminActed:
+        """Somebody changed what the mesh is governed by, or what it keeps: keys, files, jobs. "admin.acted"."""
+
     def __init__(
         self,
         *,
@@ -522,12 +533,13 @@ class Event(_message.Message):
         backend_quarantined: Global___BackendQuarantined | None = ...,
         request_denied: Global___RequestDenied | None = ...,
         webhook_abandoned: Global___WebhookAbandoned | None = ...,
+        admin_acted: Global___AdminActed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "payload", b"payload", "request_completed", b"request_completed", "request_denied", b"request_denied", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "webhook_abandoned", b"webhook_abandoned"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "admin_acted", b"admin_acted", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "payload", b"payload", "request_completed", b"request_completed", "request_denied", b"request_denied", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "webhook_abandoned", b"webhook_abandoned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "id", b"id", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "kind", b"kind", "payload", b"payload", "request_completed", b"request_completed", "request_denied", b"request_denied", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "sequence", b"sequence", "subject", b"subject", "tenant", b"tenant", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "trace_id", b"trace_id", "webhook_abandoned", b"webhook_abandoned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_joined", b"adapter_joined", "adapter_left", b"adapter_left", "admin_acted", b"admin_acted", "attempt_failed", b"attempt_failed", "backend_closed", b"backend_closed", "backend_half_open", b"backend_half_open", "backend_opened", b"backend_opened", "backend_quarantined", b"backend_quarantined", "budget_exhausted", b"budget_exhausted", "budget_threshold", b"budget_threshold", "config_rejected", b"config_rejected", "config_reloaded", b"config_reloaded", "id", b"id", "job_cancelled", b"job_cancelled", "job_completed", b"job_completed", "job_failed", b"job_failed", "job_progress", b"job_progress", "job_queued", b"job_queued", "job_started", b"job_started", "kind", b"kind", "payload", b"payload", "request_completed", b"request_completed", "request_denied", b"request_denied", "request_failed", b"request_failed", "request_started", b"request_started", "route_degraded", b"route_degraded", "schema_changed", b"schema_changed", "sequence", b"sequence", "subject", b"subject", "tenant", b"tenant", "time", b"time", "tool_completed", b"tool_completed", "tool_failed", b"tool_failed", "tool_invoked", b"tool_invoked", "trace_id", b"trace_id", "webhook_abandoned", b"webhook_abandoned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["request_started", "request_completed", "request_failed", "attempt_failed", "backend_opened", "backend_half_open", "backend_closed", "route_degraded", "tool_invoked", "tool_completed", "tool_failed", "job_queued", "job_started", "job_progress", "job_completed", "job_failed", "job_cancelled", "budget_threshold", "budget_exhausted", "config_reloaded", "config_rejected", "adapter_joined", "adapter_left", "schema_changed", "backend_quarantined", "request_denied", "webhook_abandoned"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["request_started", "request_completed", "request_failed", "attempt_failed", "backend_opened", "backend_half_open", "backend_closed", "route_degraded", "tool_invoked", "tool_completed", "tool_failed", "job_queued", "job_started", "job_progress", "job_completed", "job_failed", "job_cancelled", "budget_threshold", "budget_exhausted", "config_reloaded", "config_rejected", "adapter_joined", "adapter_left", "schema_changed", "backend_quarantined", "request_denied", "webhook_abandoned", "admin_acted"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -987,6 +999,7 @@ class RequestDenied(_message.Message):
     KEY_ID_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -1002,6 +1015,10 @@ class RequestDenied(_message.Message):
     key_id: _builtins.str
     """Output only. Identifier of the key, or of the subject of a token, that the request was made with; never the key itself. Empty when
     nobody was admitted.
+    """
+    calls: _builtins.int
+    """Output only. Calls that this event stands for, where many were refused alike within a short time; the rest of it is that of the
+    first one. 0 means one.
     """
     @_builtins.property
     def failure(self) -> Global___Failure:
@@ -1028,14 +1045,55 @@ class RequestDenied(_message.Message):
         key_id: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         caller: Global___Caller | None = ...,
+        calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "metadata", b"metadata", "operation", b"operation", "persona", b"persona", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "calls", b"calls", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "metadata", b"metadata", "operation", b"operation", "persona", b"persona", "request_id", b"request_id", "requested_model", b"requested_model", "skill", b"skill"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestDenied: _TypeAlias = RequestDenied  # noqa: Y015
+
+@_typing.final
+class AdminActed(_message.Message):
+    """Tells that somebody changed what the mesh is governed by, such as a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Output only. Request."""
+    action: _builtins.str
+    """Output only. What was done: "create", "rotate", "revoke", "upload", "delete", "cancel"."""
+    target: _builtins.str
+    """Output only. What it was done to: "key/ID", "file/ID", "job/ID"."""
+    key_id: _builtins.str
+    """Output only. Identifier of the key, or of the subject of a token, that it was done with; never the key itself."""
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """Output only. From where it came. Unset for readers without the scope "admin"."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        action: _builtins.str = ...,
+        target: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        caller: Global___Caller | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "caller", b"caller", "key_id", b"key_id", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdminActed: _TypeAlias = AdminActed  # noqa: Y015
 
 @_typing.final
 class Caller(_message.Message):
@@ -1322,6 +1380,8 @@ class AttemptUsage(_message.Message):
     FATE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Output only. Number of the attempt, counted from 1."""
     adapter: _builtins.str
@@ -1332,6 +1392,8 @@ class AttemptUsage(_message.Message):
     """Output only. Model, without the provider."""
     fate: Global___AttemptFate.ValueType
     """Output only. What came of it."""
+    reason: _error_pb2.ErrorReason.ValueType
+    """Output only. Why it did not succeed. Unset for one that did, and for one that was cancelled."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Output only. Tokens used; `estimated` when it was cut before the provider counted. Unset means none."""
@@ -1339,6 +1401,10 @@ class AttemptUsage(_message.Message):
     @_builtins.property
     def cost(self) -> _usage_pb2.Cost:
         """Output only. Cost. Unset means unknown."""
+
+    @_builtins.property
+    def latency(self) -> _duration_pb2.Duration:
+        """Output only. Time of the attempt."""
 
     def __init__(
         self,
@@ -1350,10 +1416,12 @@ class AttemptUsage(_message.Message):
         fate: Global___AttemptFate.ValueType = ...,
         usage: _usage_pb2.Usage | None = ...,
         cost: _usage_pb2.Cost | None = ...,
+        reason: _error_pb2.ErrorReason.ValueType = ...,
+        latency: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "latency", b"latency", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "cost", b"cost", "fate", b"fate", "model", b"model", "provider", b"provider", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "cost", b"cost", "fate", b"fate", "latency", b"latency", "model", b"model", "provider", b"provider", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,8 +50,9 @@ class EventServiceServicer:
 
     def Subscribe(self, request, context):
         """Sends the events of the caller's tenant, those that are asked for from the past first. The first message holds a notice READY.
-        Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER and RESOURCE_EXHAUSTED, a gateway that
-        drains UNAVAILABLE; both resume with `after_sequence`.
+        Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER (unless it takes nothing at all any more) and
+        RESOURCE_EXHAUSTED, a gateway that drains UNAVAILABLE; both resume with `after_sequence`. A key that ends, ends its streams with
+        UNAUTHENTICATED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

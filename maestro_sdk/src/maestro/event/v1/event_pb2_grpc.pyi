@@ -37,8 +37,9 @@ class EventServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     Subscribe: _grpc.UnaryStreamMultiCallable[_event_pb2.SubscribeRequest, _event_pb2.SubscribeResponse]
     """Sends the events of the caller's tenant, those that are asked for from the past first. The first message holds a notice READY.
-    Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER and RESOURCE_EXHAUSTED, a gateway that
-    drains UNAVAILABLE; both resume with `after_sequence`.
+    Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER (unless it takes nothing at all any more) and
+    RESOURCE_EXHAUSTED, a gateway that drains UNAVAILABLE; both resume with `after_sequence`. A key that ends, ends its streams with
+    UNAUTHENTICATED.
     """
 
 @_typing.type_check_only
@@ -50,8 +51,9 @@ class EventServiceAsyncStub(EventServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Subscribe: _aio.UnaryStreamMultiCallable[_event_pb2.SubscribeRequest, _event_pb2.SubscribeResponse]  # type: ignore[assignment]
     """Sends the events of the caller's tenant, those that are asked for from the past first. The first message holds a notice READY.
-    Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER and RESOURCE_EXHAUSTED, a gateway that
-    drains UNAVAILABLE; both resume with `after_sequence`.
+    Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER (unless it takes nothing at all any more) and
+    RESOURCE_EXHAUSTED, a gateway that drains UNAVAILABLE; both resume with `after_sequence`. A key that ends, ends its streams with
+    UNAUTHENTICATED.
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -66,8 +68,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_event_pb2.SubscribeResponse], _abc.AsyncIterator[_event_pb2.SubscribeResponse], _abc.Awaitable[None]]:
         """Sends the events of the caller's tenant, those that are asked for from the past first. The first message holds a notice READY.
-        Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER and RESOURCE_EXHAUSTED, a gateway that
-        drains UNAVAILABLE; both resume with `after_sequence`.
+        Never ends with OK by itself: a reader that is too slow gets a notice SLOW_CONSUMER (unless it takes nothing at all any more) and
+        RESOURCE_EXHAUSTED, a gateway that drains UNAVAILABLE; both resume with `after_sequence`. A key that ends, ends its streams with
+        UNAUTHENTICATED.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ import warnings
 
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from maestro.gateway.v1 import http_pb2 as maestro_dot_gateway_dot_v1_dot_http__pb2
+from maestro.usage.v1 import usage_pb2 as maestro_dot_usage_dot_v1_dot_usage__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -43,6 +44,21 @@ class HttpServiceStub:
                 request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.EstimateChat = channel.unary_unary(
+                '/maestro.gateway.v1.HttpService/EstimateChat',
+                request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.FollowChat = channel.unary_stream(
+                '/maestro.gateway.v1.HttpService/FollowChat',
+                request_serializer=maestro_dot_gateway_dot_v1_dot_http__pb2.FollowChatRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.EndChat = channel.unary_unary(
+                '/maestro.gateway.v1.HttpService/EndChat',
+                request_serializer=maestro_dot_gateway_dot_v1_dot_http__pb2.EndChatRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/maestro.gateway.v1.HttpService/ListModels',
                 request_serializer=maestro_dot_gateway_dot_v1_dot_http__pb2.ListModelsRequest.SerializeToString,
@@ -63,6 +79,11 @@ class HttpServiceStub:
                 request_serializer=maestro_dot_gateway_dot_v1_dot_http__pb2.GetProviderHealthRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.ExportUsage = channel.unary_stream(
+                '/maestro.gateway.v1.HttpService/ExportUsage',
+                request_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.QueryUsageRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class HttpServiceServicer:
@@ -73,6 +94,27 @@ class HttpServiceServicer:
 
     def Chat(self, request, context):
         """Answers a conversation: one JSON document, or server-sent events when the body says "stream": true.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateChat(self, request, context):
+        """Estimates what a conversation would cost at each backend that may answer; calls no model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowChat(self, request, context):
+        """Sends what follows an event of a resumable stream as server-sent events: behind the header `last-event-id`, or behind `after`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndChat(self, request, context):
+        """Ends a resumable stream at once, down to the provider.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,12 +148,34 @@ class HttpServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportUsage(self, request, context):
+        """Gives what `UsageService.QueryUsage` gives as a table of comma-separated values, all rows at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HttpServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Chat': grpc.unary_stream_rpc_method_handler(
                     servicer.Chat,
                     request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'EstimateChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateChat,
+                    request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'FollowChat': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowChat,
+                    request_deserializer=maestro_dot_gateway_dot_v1_dot_http__pb2.FollowChatRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'EndChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndChat,
+                    request_deserializer=maestro_dot_gateway_dot_v1_dot_http__pb2.EndChatRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
@@ -132,6 +196,11 @@ def add_HttpServiceServicer_to_server(servicer, server):
             'GetProviderHealth': grpc.unary_unary_rpc_method_handler(
                     servicer.GetProviderHealth,
                     request_deserializer=maestro_dot_gateway_dot_v1_dot_http__pb2.GetProviderHealthRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ExportUsage': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUsage,
+                    request_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.QueryUsageRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
     }
@@ -164,6 +233,87 @@ class HttpService:
             target,
             '/maestro.gateway.v1.HttpService/Chat',
             google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maestro.gateway.v1.HttpService/EstimateChat',
+            google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/maestro.gateway.v1.HttpService/FollowChat',
+            maestro_dot_gateway_dot_v1_dot_http__pb2.FollowChatRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maestro.gateway.v1.HttpService/EndChat',
+            maestro_dot_gateway_dot_v1_dot_http__pb2.EndChatRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
@@ -272,6 +422,33 @@ class HttpService:
             target,
             '/maestro.gateway.v1.HttpService/GetProviderHealth',
             maestro_dot_gateway_dot_v1_dot_http__pb2.GetProviderHealthRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/maestro.gateway.v1.HttpService/ExportUsage',
+            maestro_dot_usage_dot_v1_dot_usage__pb2.QueryUsageRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from maestro.gateway.v1 import http_pb2 as _http_pb2
+from maestro.usage.v1 import usage_pb2 as _usage_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -39,6 +40,12 @@ class HttpServiceStub:
     def __new__(cls, channel: _aio.Channel) -> HttpServiceAsyncStub: ...
     Chat: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """Answers a conversation: one JSON document, or server-sent events when the body says "stream": true."""
+    EstimateChat: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """Estimates what a conversation would cost at each backend that may answer; calls no model."""
+    FollowChat: _grpc.UnaryStreamMultiCallable[_http_pb2.FollowChatRequest, _httpbody_pb2.HttpBody]
+    """Sends what follows an event of a resumable stream as server-sent events: behind the header `last-event-id`, or behind `after`."""
+    EndChat: _grpc.UnaryUnaryMultiCallable[_http_pb2.EndChatRequest, _httpbody_pb2.HttpBody]
+    """Ends a resumable stream at once, down to the provider."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_http_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]
     """Lists the models and routes that the caller may use."""
     ListBackends: _grpc.UnaryUnaryMultiCallable[_http_pb2.ListBackendsRequest, _httpbody_pb2.HttpBody]
@@ -47,6 +54,8 @@ class HttpServiceStub:
     """Tells for a chat request which backends would be tried, and why the others would not."""
     GetProviderHealth: _grpc.UnaryUnaryMultiCallable[_http_pb2.GetProviderHealthRequest, _httpbody_pb2.HttpBody]
     """Tells for every provider whether it can answer."""
+    ExportUsage: _grpc.UnaryStreamMultiCallable[_usage_pb2.QueryUsageRequest, _httpbody_pb2.HttpBody]
+    """Gives what `UsageService.QueryUsage` gives as a table of comma-separated values, all rows at once."""
 
 @_typing.type_check_only
 class HttpServiceAsyncStub(HttpServiceStub):
@@ -58,6 +67,12 @@ class HttpServiceAsyncStub(HttpServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Chat: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Answers a conversation: one JSON document, or server-sent events when the body says "stream": true."""
+    EstimateChat: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Estimates what a conversation would cost at each backend that may answer; calls no model."""
+    FollowChat: _aio.UnaryStreamMultiCallable[_http_pb2.FollowChatRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Sends what follows an event of a resumable stream as server-sent events: behind the header `last-event-id`, or behind `after`."""
+    EndChat: _aio.UnaryUnaryMultiCallable[_http_pb2.EndChatRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Ends a resumable stream at once, down to the provider."""
     ListModels: _aio.UnaryUnaryMultiCallable[_http_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Lists the models and routes that the caller may use."""
     ListBackends: _aio.UnaryUnaryMultiCallable[_http_pb2.ListBackendsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -66,6 +81,8 @@ class HttpServiceAsyncStub(HttpServiceStub):
     """Tells for a chat request which backends would be tried, and why the others would not."""
     GetProviderHealth: _aio.UnaryUnaryMultiCallable[_http_pb2.GetProviderHealthRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Tells for every provider whether it can answer."""
+    ExportUsage: _aio.UnaryStreamMultiCallable[_usage_pb2.QueryUsageRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Gives what `UsageService.QueryUsage` gives as a table of comma-separated values, all rows at once."""
 
 class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves the REST facade behind Envoy's transcoder. Bodies are JSON of the gateway's own making (`HttpBody`), so that unary and
@@ -80,6 +97,30 @@ class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody], _abc.Awaitable[None]]:
         """Answers a conversation: one JSON document, or server-sent events when the body says "stream": true."""
+
+    @_abc_1.abstractmethod
+    def EstimateChat(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Estimates what a conversation would cost at each backend that may answer; calls no model."""
+
+    @_abc_1.abstractmethod
+    def FollowChat(
+        self,
+        request: _http_pb2.FollowChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody], _abc.Awaitable[None]]:
+        """Sends what follows an event of a resumable stream as server-sent events: behind the header `last-event-id`, or behind `after`."""
+
+    @_abc_1.abstractmethod
+    def EndChat(
+        self,
+        request: _http_pb2.EndChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Ends a resumable stream at once, down to the provider."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -112,5 +153,13 @@ class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Tells for every provider whether it can answer."""
+
+    @_abc_1.abstractmethod
+    def ExportUsage(
+        self,
+        request: _usage_pb2.QueryUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody], _abc.Awaitable[None]]:
+        """Gives what `UsageService.QueryUsage` gives as a table of comma-separated values, all rows at once."""
 
 def add_HttpServiceServicer_to_server(servicer: HttpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

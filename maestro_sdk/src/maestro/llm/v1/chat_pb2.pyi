@@ -937,6 +937,7 @@ class Started(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """Required. Identifier of the answer."""
     provider: _builtins.str
@@ -945,6 +946,8 @@ class Started(_message.Message):
     """Required. Model that answers, without the provider."""
     attempt: _builtins.int
     """Required. Number of the attempt, counted from 1."""
+    stream: _builtins.str
+    """Output only. Identifier under which the stream can be taken up. Empty for a stream that ends with its call."""
     def __init__(
         self,
         *,
@@ -952,10 +955,11 @@ class Started(_message.Message):
         provider: _builtins.str = ...,
         model: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        stream: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "model", b"model", "provider", b"provider", "response_id", b"response_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "model", b"model", "provider", b"provider", "response_id", b"response_id", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

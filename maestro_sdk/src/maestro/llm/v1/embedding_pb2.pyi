@@ -279,6 +279,7 @@ class EmbedResponse(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     PROVIDER_METADATA_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """Output only. Identifier of the answer."""
     provider: _builtins.str
@@ -287,6 +288,8 @@ class EmbedResponse(_message.Message):
     """Output only. Model that answered, without the provider."""
     attempt: _builtins.int
     """Output only. Number of the attempt that answered, counted from 1."""
+    cached: _builtins.bool
+    """Output only. True when the mesh gave an earlier answer to the same request again: nothing was charged."""
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
         """Output only. Vectors, one for each input and in the same order."""
@@ -319,10 +322,11 @@ class EmbedResponse(_message.Message):
         cost: _usage_pb2.Cost | None = ...,
         warnings: _abc.Iterable[_chat_pb2.Warning] | None = ...,
         provider_metadata: _abc.Mapping[_builtins.str, _struct_pb2.Struct] | None = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cost", b"cost", "embeddings", b"embeddings", "model", b"model", "provider", b"provider", "provider_metadata", b"provider_metadata", "response_id", b"response_id", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached", b"cached", "cost", b"cost", "embeddings", b"embeddings", "model", b"model", "provider", b"provider", "provider_metadata", b"provider_metadata", "response_id", b"response_id", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

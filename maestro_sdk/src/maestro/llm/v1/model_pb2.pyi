@@ -224,6 +224,7 @@ class Model(_message.Message):
     RETIRES_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_PRICES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Required. Identifier as "provider/name"."""
     provider: _builtins.str
@@ -252,6 +253,10 @@ class Model(_message.Message):
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Free words for routing, for example "fast", "development"."""
 
+    @_builtins.property
+    def announced_prices(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.Price]:
+        """Optional. Prices that are announced but not in force yet, by date. Who prices a call takes the one that is in force by then."""
+
     def __init__(
         self,
         *,
@@ -266,10 +271,11 @@ class Model(_message.Message):
         retires: _builtins.str = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         description: _builtins.str = ...,
+        announced_prices: _abc.Iterable[_usage_pb2.Price] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_max_output_tokens", b"_max_output_tokens", "context_window", b"context_window", "max_output_tokens", b"max_output_tokens", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_max_output_tokens", b"_max_output_tokens", "context_window", b"context_window", "description", b"description", "family", b"family", "features", b"features", "id", b"id", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "provider", b"provider", "retires", b"retires", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_max_output_tokens", b"_max_output_tokens", "announced_prices", b"announced_prices", "context_window", b"context_window", "description", b"description", "family", b"family", "features", b"features", "id", b"id", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "provider", b"provider", "retires", b"retires", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_window: _TypeAlias = _typing.Literal["context_window"]  # noqa: Y015
     _WhichOneofArgType__context_window: _TypeAlias = _typing.Literal["_context_window", b"_context_window"]  # noqa: Y015

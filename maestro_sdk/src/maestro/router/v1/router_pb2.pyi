@@ -497,6 +497,7 @@ class Route(_message.Message):
     ON_ROUTER_LOSS_FIELD_NUMBER: _builtins.int
     ROUTER_LOSS_AFTER_FIELD_NUMBER: _builtins.int
     TIER_STRATEGIES_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name; a request reaches the route by giving it as `model`."""
     strategy: _builtins.str
@@ -575,6 +576,10 @@ class Route(_message.Message):
     def tier_strategies(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
         """Optional. Strategies of single tiers, by number of the tier. A tier that is not listed has `strategy`."""
 
+    @_builtins.property
+    def cache(self) -> Global___AnswerCache:
+        """Optional. Answers that are given again to the same request. Unset means that every request is asked anew."""
+
     def __init__(
         self,
         *,
@@ -601,16 +606,45 @@ class Route(_message.Message):
         on_router_loss: Global___RouterLoss.ValueType = ...,
         router_loss_after: _duration_pb2.Duration | None = ...,
         tier_strategies: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+        cache: Global___AnswerCache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "cache", b"cache", "experiment", b"experiment", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "experiment", b"experiment", "failover_off", b"failover_off", "failover_on", b"failover_on", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "max_attempts", b"max_attempts", "name", b"name", "on_router_loss", b"on_router_loss", "quality", b"quality", "require_native", b"require_native", "resume", b"resume", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "strategies", b"strategies", "strategy", b"strategy", "targets", b"targets", "tier_strategies", b"tier_strategies", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share", "attempt_timeout", b"attempt_timeout", "back_off", b"back_off", "cache", b"cache", "experiment", b"experiment", "failover_off", b"failover_off", "failover_on", b"failover_on", "first_event_timeout", b"first_event_timeout", "hedge", b"hedge", "idle_timeout", b"idle_timeout", "longest_back_off", b"longest_back_off", "match", b"match", "max_attempts", b"max_attempts", "name", b"name", "on_router_loss", b"on_router_loss", "quality", b"quality", "require_native", b"require_native", "resume", b"resume", "retry_share", b"retry_share", "router_loss_after", b"router_loss_after", "strategies", b"strategies", "strategy", b"strategy", "targets", b"targets", "tier_strategies", b"tier_strategies", "total_timeout", b"total_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_share: _TypeAlias = _typing.Literal["retry_share"]  # noqa: Y015
     _WhichOneofArgType__retry_share: _TypeAlias = _typing.Literal["_retry_share", b"_retry_share"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_share) -> _WhichOneofReturnType__retry_share | None: ...
 
 Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
+class AnswerCache(_message.Message):
+    """Sets how long and up to which size answers of a route are given again to the same request of the same tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTL_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    max_bytes: _builtins.int
+    """Required. Size in bytes above which an answer is not kept."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Required. Time for which an answer is given again."""
+
+    def __init__(
+        self,
+        *,
+        ttl: _duration_pb2.Duration | None = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerCache: _TypeAlias = AnswerCache  # noqa: Y015
 
 @_typing.final
 class Hedge(_message.Message):

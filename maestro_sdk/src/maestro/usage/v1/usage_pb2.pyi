@@ -73,18 +73,25 @@ class QueryUsageRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Optional. Only requests of the key with this identifier. Empty means all."""
     persona: _builtins.str
     """Optional. Only requests of this persona. Empty means all."""
     provider: _builtins.str
-    """Optional. Only requests that this provider answered. Empty means all."""
+    """Optional. Only what this provider charged, and requests that it answered or failed last. Empty means all."""
     model: _builtins.str
-    """Optional. Only requests that this model answered, without the provider. Empty means all."""
+    """Optional. Only what was charged for this model, named without its provider, and requests that it answered or failed last. Empty
+    means all.
+    """
     page_size: _builtins.int
     """Optional. Most rows to return, 1 to 10000. Unset means 1000."""
     page_token: _builtins.str
     """Optional. Token of the page, from an earlier answer. Empty means the first page."""
+    tenant: _builtins.str
+    """Optional. Tenant whose usage is meant; "-" means all. Only operators may name another than their own. Empty means the caller's
+    own, or all when `group_by` has "tenant".
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. First moment of the span. Unset means the first of the current month, UTC."""
@@ -117,10 +124,11 @@ class QueryUsageRequest(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "group_by", b"group_by", "key_id", b"key_id", "labels", b"labels", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "persona", b"persona", "provider", b"provider", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "group_by", b"group_by", "key_id", b"key_id", "labels", b"labels", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "persona", b"persona", "provider", b"provider", "start_time", b"start_time", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,7 +234,8 @@ Global___UsageRow: _TypeAlias = UsageRow  # noqa: Y015
 
 @_typing.final
 class UsageTotals(_message.Message):
-    """Sums up the usage of many requests. Counts are 64 bits wide, unlike those of one call: a month outgrows 32 bits. JSON prints them
+    """Sums up the usage of many requests. Tokens and cost of an attempt stand with the provider, model and adapter that charged them; its
+    request counts once, with the one that answered it or failed last. Counts are 64 bits wide, unlike those of one call: a month outgrows 32 bits. JSON prints them
     as strings. The counts of tokens are inclusive, as in `maestro.llm.v1.Usage`.
     """
 
@@ -243,6 +252,7 @@ class UsageTotals(_message.Message):
     COST_USD_FIELD_NUMBER: _builtins.int
     UNPRICED_REQUESTS_FIELD_NUMBER: _builtins.int
     ESTIMATED_REQUESTS_FIELD_NUMBER: _builtins.int
+    CACHED_REQUESTS_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Output only. Requests that reached a backend."""
     failed_requests: _builtins.int
@@ -267,6 +277,8 @@ class UsageTotals(_message.Message):
     """Output only. Requests whose cost is unknown and thus missing in `cost_usd`."""
     estimated_requests: _builtins.int
     """Output only. Requests whose tokens were estimated by the mesh because the provider reported none."""
+    cached_requests: _builtins.int
+    """Output only. Requests that got an earlier answer again. They reached no backend, cost nothing, and are not in `requests`."""
     def __init__(
         self,
         *,
@@ -281,10 +293,11 @@ class UsageTotals(_message.Message):
         cost_usd: _builtins.str | None = ...,
         unpriced_requests: _builtins.int = ...,
         estimated_requests: _builtins.int = ...,
+        cached_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "cost_usd", b"cost_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "attempts", b"attempts", "cache_read_tokens", b"cache_read_tokens", "cache_write_tokens", b"cache_write_tokens", "cost_usd", b"cost_usd", "estimated_requests", b"estimated_requests", "failed_requests", b"failed_requests", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "requests", b"requests", "unpriced_requests", b"unpriced_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "attempts", b"attempts", "cache_read_tokens", b"cache_read_tokens", "cache_write_tokens", b"cache_write_tokens", "cached_requests", b"cached_requests", "cost_usd", b"cost_usd", "estimated_requests", b"estimated_requests", "failed_requests", b"failed_requests", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "requests", b"requests", "unpriced_requests", b"unpriced_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_usd: _TypeAlias = _typing.Literal["cost_usd"]  # noqa: Y015
     _WhichOneofArgType__cost_usd: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd"]  # noqa: Y015
@@ -307,6 +320,7 @@ class ListAuditRecordsRequest(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Optional. Most records to return, 1 to 1000. Unset means 100."""
     page_token: _builtins.str
@@ -321,6 +335,10 @@ class ListAuditRecordsRequest(_message.Message):
     """Optional. Only calls of this model or tool. Empty means all."""
     outcome: Global___AuditOutcome.ValueType
     """Optional. Only calls that ended so. Unset means all."""
+    tenant: _builtins.str
+    """Optional. Tenant whose records are meant; "_mesh" for calls of nobody who was admitted. Only operators may name another than their
+    own. Empty means the caller's own.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. First moment. Unset means the oldest record that is kept."""
@@ -341,10 +359,11 @@ class ListAuditRecordsRequest(_message.Message):
         operation: _builtins.str = ...,
         target: _builtins.str = ...,
         outcome: Global___AuditOutcome.ValueType = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key_id", b"key_id", "operation", b"operation", "outcome", b"outcome", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "start_time", b"start_time", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key_id", b"key_id", "operation", b"operation", "outcome", b"outcome", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "start_time", b"start_time", "target", b"target", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,9 +449,12 @@ class AuditRecord(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
-    CONTENT_JSON_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     """Output only. Identifier."""
     sequence: _builtins.int
@@ -448,11 +470,13 @@ class AuditRecord(_message.Message):
     user_agent: _builtins.str
     """Output only. User agent that the caller claimed."""
     operation: _builtins.str
-    """Output only. Kind of the call: "chat", "embed", "tool", "job", "file", "memory", "admin"."""
+    """Output only. Kind of the call: "chat", "embed", "tool", "job", "file", "memory", "admin"; "call" for one that was refused
+    before its kind was known.
+    """
     method: _builtins.str
     """Output only. Full name of the method or path that was called."""
     target: _builtins.str
-    """Output only. Model, route or tool that was asked for."""
+    """Output only. Model, route or tool that was asked for; for an act of administration what was done to what: "rotate key/ID"."""
     request_id: _builtins.str
     """Output only. Identifier of the request."""
     trace_id: _builtins.str
@@ -469,12 +493,22 @@ class AuditRecord(_message.Message):
     """Output only. Route that matched. Empty means that the model was named directly."""
     table_version: _builtins.int
     """Output only. Version of the route table that decided. Unset when no route was asked for."""
-    content_json: _builtins.str
-    """Output only. Request and answer as redacted JSON text. Unset unless the tenant chose to keep content."""
     previous_hash: _builtins.str
     """Output only. Hash of the record before, as lower-case hexadecimal SHA-256. Empty for the first one."""
     hash: _builtins.str
-    """Output only. Hash of this record with `previous_hash` and without this field, as lower-case hexadecimal SHA-256."""
+    """Output only. SHA-256, as lower-case hexadecimal, of the canonical form of this record: its ProtoJSON with the names of this file,
+    without fields that are at their default, without `hash`, in the form of RFC 8785.
+    """
+    content_digest: _builtins.str
+    """Output only. SHA-256, as lower-case hexadecimal, of the redacted content that was recorded; that may be gone while this record
+    stays. Empty when none was.
+    """
+    job_id: _builtins.str
+    """Output only. Job that the request is an item of. Empty means none."""
+    calls: _builtins.int
+    """Output only. Calls that this record stands for, where many were refused alike within a short time; 0 means one."""
+    cached: _builtins.bool
+    """Output only. True when an earlier answer was given again: no backend was called, nothing was charged."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """Output only. Time at which the call arrived."""
@@ -526,24 +560,89 @@ class AuditRecord(_message.Message):
         usage: _usage_pb2.Usage | None = ...,
         cost: _usage_pb2.Cost | None = ...,
         latency: _duration_pb2.Duration | None = ...,
-        content_json: _builtins.str | None = ...,
         previous_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
+        content_digest: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_content_json", b"_content_json", "_table_version", b"_table_version", "content_json", b"content_json", "cost", b"cost", "latency", b"latency", "table_version", b"table_version", "time", b"time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_table_version", b"_table_version", "cost", b"cost", "latency", b"latency", "table_version", b"table_version", "time", b"time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content_json", b"_content_json", "_table_version", b"_table_version", "attempts", b"attempts", "client_address", b"client_address", "content_json", b"content_json", "cost", b"cost", "hash", b"hash", "key_id", b"key_id", "latency", b"latency", "metadata", b"metadata", "method", b"method", "operation", b"operation", "outcome", b"outcome", "persona", b"persona", "previous_hash", b"previous_hash", "principal", b"principal", "reason", b"reason", "record_id", b"record_id", "request_id", b"request_id", "route", b"route", "sequence", b"sequence", "skill", b"skill", "table_version", b"table_version", "target", b"target", "tenant", b"tenant", "time", b"time", "trace_id", b"trace_id", "usage", b"usage", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_table_version", b"_table_version", "attempts", b"attempts", "cached", b"cached", "calls", b"calls", "client_address", b"client_address", "content_digest", b"content_digest", "cost", b"cost", "hash", b"hash", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "metadata", b"metadata", "method", b"method", "operation", b"operation", "outcome", b"outcome", "persona", b"persona", "previous_hash", b"previous_hash", "principal", b"principal", "reason", b"reason", "record_id", b"record_id", "request_id", b"request_id", "route", b"route", "sequence", b"sequence", "skill", b"skill", "table_version", b"table_version", "target", b"target", "tenant", b"tenant", "time", b"time", "trace_id", b"trace_id", "usage", b"usage", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__content_json: _TypeAlias = _typing.Literal["content_json"]  # noqa: Y015
-    _WhichOneofArgType__content_json: _TypeAlias = _typing.Literal["_content_json", b"_content_json"]  # noqa: Y015
     _WhichOneofReturnType__table_version: _TypeAlias = _typing.Literal["table_version"]  # noqa: Y015
     _WhichOneofArgType__table_version: _TypeAlias = _typing.Literal["_table_version", b"_table_version"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_json) -> _WhichOneofReturnType__content_json | None: ...
-    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__table_version) -> _WhichOneofReturnType__table_version | None: ...
 
 Global___AuditRecord: _TypeAlias = AuditRecord  # noqa: Y015
+
+@_typing.final
+class GetRequestContentRequest(_message.Message):
+    """Asks for the recorded content of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. Identifier of the request."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRequestContentRequest: _TypeAlias = GetRequestContentRequest  # noqa: Y015
+
+@_typing.final
+class GetRequestContentResponse(_message.Message):
+    """Holds the recorded content of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
+    CONTENT_JSON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Output only. Identifier of the request."""
+    content_digest: _builtins.str
+    """Output only. SHA-256 of `content_json` in UTF-8, as lower-case hexadecimal; the audit record of the request holds the same."""
+    content_json: _builtins.str
+    """Output only. Redacted content as JSON text: `request` (a ChatRequest), `response` (a ChatResponse) or `frames` (a list of
+    StreamChatResponse), `omitted` (path, size and SHA-256 of binary parts, which are not recorded), `redactions` (how often each rule
+    replaced something), `truncated` (true when the answer was too long to be recorded whole).
+    """
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Time at which it was recorded."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Time at which the content will be gone."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        content_digest: _builtins.str = ...,
+        content_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_digest", b"content_digest", "content_json", b"content_json", "expire_time", b"expire_time", "request_id", b"request_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRequestContentResponse: _TypeAlias = GetRequestContentResponse  # noqa: Y015
 
 @_typing.final
 class AuditAttempt(_message.Message):
@@ -600,6 +699,161 @@ class AuditAttempt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditAttempt: _TypeAlias = AuditAttempt  # noqa: Y015
+
+@_typing.final
+class ListBudgetsRequest(_message.Message):
+    """Asks for budgets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Optional. Tenant whose budgets are meant; "-" for all. Only operators may name another than their own. Empty means the caller's
+    own.
+    """
+    budget: _builtins.str
+    """Optional. Only the budget of this name. Empty means all."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        budget: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetsRequest: _TypeAlias = ListBudgetsRequest  # noqa: Y015
+
+@_typing.final
+class ListBudgetsResponse(_message.Message):
+    """Lists budgets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Budget]:
+        """Output only. Budgets of the current day or month, ordered by name, then by group. At most 1000 groups of each; a group that
+        nobody has asked in yet is missing.
+        """
+
+    def __init__(
+        self,
+        *,
+        budgets: _abc.Iterable[Global___Budget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetsResponse: _TypeAlias = ListBudgetsResponse  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """Tells how a budget stands: as a whole, or for one group where it is counted apart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class GroupEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BUDGET_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    PERIOD_START_FIELD_NUMBER: _builtins.int
+    PERIOD_END_FIELD_NUMBER: _builtins.int
+    LIMIT_USD_FIELD_NUMBER: _builtins.int
+    LIMIT_TOKENS_FIELD_NUMBER: _builtins.int
+    SPENT_USD_FIELD_NUMBER: _builtins.int
+    SPENT_TOKENS_FIELD_NUMBER: _builtins.int
+    HELD_USD_FIELD_NUMBER: _builtins.int
+    HELD_TOKENS_FIELD_NUMBER: _builtins.int
+    DEGRADE_TO_FIELD_NUMBER: _builtins.int
+    budget: _builtins.str
+    """Output only. Name in the configuration."""
+    tenant: _builtins.str
+    """Output only. Tenant that it belongs to. Empty when tenants share it."""
+    limit_usd: _builtins.str
+    """Output only. Limit in US dollars as decimal text. Unset means no limit in money."""
+    limit_tokens: _builtins.int
+    """Output only. Limit in tokens. Unset means no limit in tokens."""
+    spent_usd: _builtins.str
+    """Output only. US dollars that were spent, as decimal text."""
+    spent_tokens: _builtins.int
+    """Output only. Tokens that were used."""
+    held_usd: _builtins.str
+    """Output only. US dollars that requests under way hold, as decimal text."""
+    held_tokens: _builtins.int
+    """Output only. Tokens that requests under way hold."""
+    degrade_to: _builtins.str
+    """Output only. Model, alias or route to which requests go when it is spent. Empty means that they are refused."""
+    @_builtins.property
+    def group(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Output only. Value for each thing that it is counted apart by: {"tenant": "acme", "label:team": "core"}. A value is empty where the
+        requests had none.
+        """
+
+    @_builtins.property
+    def period_start(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Begin of the period."""
+
+    @_builtins.property
+    def period_end(self) -> _timestamp_pb2.Timestamp:
+        """Output only. End of the period, when the budget is full again."""
+
+    def __init__(
+        self,
+        *,
+        budget: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        group: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        period_start: _timestamp_pb2.Timestamp | None = ...,
+        period_end: _timestamp_pb2.Timestamp | None = ...,
+        limit_usd: _builtins.str | None = ...,
+        limit_tokens: _builtins.int | None = ...,
+        spent_usd: _builtins.str = ...,
+        spent_tokens: _builtins.int = ...,
+        held_usd: _builtins.str = ...,
+        held_tokens: _builtins.int = ...,
+        degrade_to: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_tokens", b"_limit_tokens", "_limit_usd", b"_limit_usd", "limit_tokens", b"limit_tokens", "limit_usd", b"limit_usd", "period_end", b"period_end", "period_start", b"period_start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_tokens", b"_limit_tokens", "_limit_usd", b"_limit_usd", "budget", b"budget", "degrade_to", b"degrade_to", "group", b"group", "held_tokens", b"held_tokens", "held_usd", b"held_usd", "limit_tokens", b"limit_tokens", "limit_usd", b"limit_usd", "period_end", b"period_end", "period_start", b"period_start", "spent_tokens", b"spent_tokens", "spent_usd", b"spent_usd", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit_tokens: _TypeAlias = _typing.Literal["limit_tokens"]  # noqa: Y015
+    _WhichOneofArgType__limit_tokens: _TypeAlias = _typing.Literal["_limit_tokens", b"_limit_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__limit_usd: _TypeAlias = _typing.Literal["limit_usd"]  # noqa: Y015
+    _WhichOneofArgType__limit_usd: _TypeAlias = _typing.Literal["_limit_usd", b"_limit_usd"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_tokens) -> _WhichOneofReturnType__limit_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_usd) -> _WhichOneofReturnType__limit_usd | None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class EstimateCostRequest(_message.Message):

@@ -45,6 +45,16 @@ class UsageServiceStub:
                 request_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListAuditRecordsRequest.SerializeToString,
                 response_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListAuditRecordsResponse.FromString,
                 _registered_method=True)
+        self.GetRequestContent = channel.unary_unary(
+                '/maestro.usage.v1.UsageService/GetRequestContent',
+                request_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.GetRequestContentRequest.SerializeToString,
+                response_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.GetRequestContentResponse.FromString,
+                _registered_method=True)
+        self.ListBudgets = channel.unary_unary(
+                '/maestro.usage.v1.UsageService/ListBudgets',
+                request_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListBudgetsRequest.SerializeToString,
+                response_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
         self.EstimateCost = channel.unary_unary(
                 '/maestro.usage.v1.UsageService/EstimateCost',
                 request_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.EstimateCostRequest.SerializeToString,
@@ -70,6 +80,20 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRequestContent(self, request, context):
+        """Gives what was recorded of a request of a tenant that chose to keep content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBudgets(self, request, context):
+        """Lists the budgets of the caller's tenant with what is spent of them. Operators also see those that tenants share.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EstimateCost(self, request, context):
         """Estimates before a call what it would cost; calls no model.
         """
@@ -89,6 +113,16 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.ListAuditRecords,
                     request_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListAuditRecordsRequest.FromString,
                     response_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListAuditRecordsResponse.SerializeToString,
+            ),
+            'GetRequestContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRequestContent,
+                    request_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.GetRequestContentRequest.FromString,
+                    response_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.GetRequestContentResponse.SerializeToString,
+            ),
+            'ListBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgets,
+                    request_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListBudgetsRequest.FromString,
+                    response_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.ListBudgetsResponse.SerializeToString,
             ),
             'EstimateCost': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateCost,
@@ -151,6 +185,60 @@ class UsageService:
             '/maestro.usage.v1.UsageService/ListAuditRecords',
             maestro_dot_usage_dot_v1_dot_usage__pb2.ListAuditRecordsRequest.SerializeToString,
             maestro_dot_usage_dot_v1_dot_usage__pb2.ListAuditRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRequestContent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maestro.usage.v1.UsageService/GetRequestContent',
+            maestro_dot_usage_dot_v1_dot_usage__pb2.GetRequestContentRequest.SerializeToString,
+            maestro_dot_usage_dot_v1_dot_usage__pb2.GetRequestContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maestro.usage.v1.UsageService/ListBudgets',
+            maestro_dot_usage_dot_v1_dot_usage__pb2.ListBudgetsRequest.SerializeToString,
+            maestro_dot_usage_dot_v1_dot_usage__pb2.ListBudgetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class UsageServiceStub:
     """Sums up usage and cost of a time span, grouped as asked."""
     ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListAuditRecordsRequest, _usage_pb2.ListAuditRecordsResponse]
     """Lists audit records, newest first."""
+    GetRequestContent: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetRequestContentRequest, _usage_pb2.GetRequestContentResponse]
+    """Gives what was recorded of a request of a tenant that chose to keep content."""
+    ListBudgets: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListBudgetsRequest, _usage_pb2.ListBudgetsResponse]
+    """Lists the budgets of the caller's tenant with what is spent of them. Operators also see those that tenants share."""
     EstimateCost: _grpc.UnaryUnaryMultiCallable[_usage_pb2.EstimateCostRequest, _usage_pb2.EstimateCostResponse]
     """Estimates before a call what it would cost; calls no model."""
 
@@ -49,6 +53,10 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """Sums up usage and cost of a time span, grouped as asked."""
     ListAuditRecords: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListAuditRecordsRequest, _usage_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
     """Lists audit records, newest first."""
+    GetRequestContent: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetRequestContentRequest, _usage_pb2.GetRequestContentResponse]  # type: ignore[assignment]
+    """Gives what was recorded of a request of a tenant that chose to keep content."""
+    ListBudgets: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListBudgetsRequest, _usage_pb2.ListBudgetsResponse]  # type: ignore[assignment]
+    """Lists the budgets of the caller's tenant with what is spent of them. Operators also see those that tenants share."""
     EstimateCost: _aio.UnaryUnaryMultiCallable[_usage_pb2.EstimateCostRequest, _usage_pb2.EstimateCostResponse]  # type: ignore[assignment]
     """Estimates before a call what it would cost; calls no model."""
 
@@ -70,6 +78,22 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.ListAuditRecordsResponse, _abc.Awaitable[_usage_pb2.ListAuditRecordsResponse]]:
         """Lists audit records, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetRequestContent(
+        self,
+        request: _usage_pb2.GetRequestContentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_pb2.GetRequestContentResponse, _abc.Awaitable[_usage_pb2.GetRequestContentResponse]]:
+        """Gives what was recorded of a request of a tenant that chose to keep content."""
+
+    @_abc_1.abstractmethod
+    def ListBudgets(
+        self,
+        request: _usage_pb2.ListBudgetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_pb2.ListBudgetsResponse, _abc.Awaitable[_usage_pb2.ListBudgetsResponse]]:
+        """Lists the budgets of the caller's tenant with what is spent of them. Operators also see those that tenants share."""
 
     @_abc_1.abstractmethod
     def EstimateCost(
