@@ -131,6 +131,22 @@ async def test_what_is_wrong_is_never_kept(
     assert store.uploads == 0
 
 
+@pytest.mark.parametrize("refused", [header(filename="a/b"), header(mime_type="no type"), header()])
+async def test_the_error_reaches_a_client_that_still_writes(stub: Any, refused: UploadFileRequest) -> None:
+    async def slowly() -> AsyncIterator[UploadFileRequest]:
+        yield refused
+        for piece in data(bytes(1_000_000), 50_000):
+            yield piece
+            await asyncio.sleep(0)
+
+    async def send(number: int) -> MaestroError:
+        pieces = slowly() if number % 2 else iter([refused, *data(bytes(20_000))])
+        return await refusal(stub.UploadFile(pieces))
+
+    told = [type(error) for _ in range(8) for error in await asyncio.gather(*map(send, range(4)))]
+    assert set(told) == {TooLarge if refused == header() else InvalidRequest}
+
+
 async def test_an_upload_that_is_left_is_never_kept(stub: Any, store: Store) -> None:
     reached, never = asyncio.Event(), asyncio.Event()
 

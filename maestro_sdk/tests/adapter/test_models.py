@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from maestro.llm.v1.model_pb2 import Feature, Support
 from maestro.llm.v1.usage_pb2 import Price, Usage
-from maestro_sdk.adapter.models import cost_of, format_usd, load_models, nano_usd, read_model, support_of, supports
+from maestro_sdk.adapter.models import (
+    cost_of,
+    format_usd,
+    join_prices,
+    load_models,
+    nano_usd,
+    read_model,
+    support_of,
+    supports,
+)
+from maestro_sdk.prices import price_of
 
 TODAY = datetime.date(2026, 6, 15)
 SONNET = Price(
@@ -135,6 +145,44 @@ def test_before_the_first_price_the_cost_is_unknown():
     assert not read_model({"name": "free"}, "acme", TODAY).HasField("price")
 
 
+def test_announced_prices_come_into_force_by_themselves():
+    """A process that was started before their day reads nothing anew."""
+    model = read_model(ENTRY, "acme", datetime.date(2026, 5, 31))
+    assert [price.effective_date for price in model.announced_prices] == ["2026-06-01", "2026-07-01"]
+    last_moment = datetime.datetime(2026, 5, 31, 23, 59, 59, tzinfo=datetime.UTC).timestamp()
+    rates = {seconds: price_of(model, last_moment + seconds) for seconds in (0, 1, 30 * 86400 + 1)}
+    assert {seconds: price.input for seconds, price in rates.items() if price} == {0: "2", 1: "1.25", 2592001: "1"}
+    future = read_model(ENTRY, "acme", datetime.date(2025, 12, 31))
+    assert price_of(future, last_moment - 365 * 86400) is None
+    begun = price_of(future, last_moment)
+    assert begun is not None
+    assert cost_of(Usage(input_tokens=1_000_000), begun).price_date == "2026-01-01"
+
+
+def test_own_prices_leave_no_gap():
+    known = ENTRY["prices"]
+    own = [{"from": "2026-06-15", "input": "0.5", "output": "1"}]
+    joined = read_model({**ENTRY, "prices": join_prices("m-1", known, own)}, "acme", datetime.date(2026, 6, 14))
+    assert (joined.price.input, [price.input for price in joined.announced_prices]) == ("1.25", ["0.5"])
+    assert join_prices("m-1", known, ()) == known
+    with pytest.raises(ValueError, match=r"model m-1: prices\[1\]: another price begins on 2026-06-15"):
+        join_prices("m-1", known, own * 2)
+
+
+def test_a_wrong_price_is_told_with_its_line(tmp_path: Path):
+    path = tmp_path / "models.yaml"
+    path.write_text(
+        "models:\n"
+        "  - name: good\n"
+        "  - name: bad\n"
+        "    prices:\n"
+        '      - {from: 2026-01-01, input: "1", output: "2"}\n'
+        '      - {from: 2026-01-01, input: "1", output: "2"}\n'
+    )
+    with pytest.raises(ValueError, match=r"models\.yaml:6: model bad: prices\[1\]: another price begins on 2026-01-01"):
+        load_models(path, "acme", TODAY)
+
+
 def test_unset_limits_stay_unset():
     model = read_model({"name": "m"}, "acme", TODAY)
     assert not model.HasField("context_window")
@@ -147,12 +195,19 @@ def test_unset_limits_stay_unset():
         ({"name": ""}, "missing fields: name"),
         ({"contxt_window": 1}, "model m-1: unknown or missing fields: contxt_window"),
         ({"native": ["CHATTING"]}, "model m-1: unknown feature 'CHATTING'"),
-        ({"prices": [{"from": "2026-01-01", "input": "1"}]}, "model m-1: a price needs from, input and output"),
-        ({"prices": [{"input": "1", "output": "1"}]}, "model m-1: a price needs from, input and output"),
+        (
+            {"prices": [{"from": "2026-01-01", "input": "1"}]},
+            r"model m-1: prices\[0\]: a price needs from, input and output",
+        ),
+        ({"prices": [{"input": "1", "output": "1"}]}, r"model m-1: prices\[0\]: a price needs from, input and output"),
         ({"prices": [{"from": "2026-01-01", "input": "1", "output": "1", "inptu": 1}]}, "unknown: inptu"),
-        ({"prices": [{"from": "soon", "input": "1", "output": "1"}]}, "model m-1: a price begins 'soon'"),
-        ({"prices": [{"from": "2026-01-01", "input": "cheap", "output": "1"}]}, "model m-1: input is 'cheap'"),
-        ({"prices": [{"from": "2026-01-01", "input": "-1", "output": "1"}]}, "model m-1: input is '-1'"),
+        ({"prices": [{"from": "soon", "input": "1", "output": "1"}]}, r"model m-1: prices\[0\]: a price begins 'soon'"),
+        ({"prices": [{"from": "2026-01-01", "input": "cheap", "output": "1"}]}, r"prices\[0\]: input is 'cheap'"),
+        ({"prices": [{"from": "2026-01-01", "input": "-1", "output": "1"}]}, r"prices\[0\]: input is '-1'"),
+        ({"prices": [{"from": "2026-01-01", "input": "1", "output": True}]}, r"prices\[0\]: output is 'True'"),
+        ({"prices": [{"from": "2026-01-01", "input": "1", "output": float("nan")}]}, r"prices\[0\]: output is 'nan'"),
+        ({"prices": [{"from": "20260101", "input": "1", "output": "1"}]}, r"prices\[0\]: a price begins '20260101'"),
+        ({"prices": [ENTRY["prices"][1], ENTRY["prices"][1]]}, r"prices\[1\]: another price begins on 2026-06-01, too"),
     ],
 )
 def test_wrong_entries_are_named(change: dict[str, Any], message: str):

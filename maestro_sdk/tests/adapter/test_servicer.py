@@ -199,6 +199,25 @@ async def test_a_unary_endpoint_is_preferred_for_the_unary_call():
         assert events[1].text.text == "streamed"
 
 
+async def test_an_announced_price_comes_into_force_by_itself():
+    """In a process that read its models before that day."""
+    model = scripted_model()
+    model.price.CopyFrom(Price(effective_date="2020-01-01", input="100", output="200"))
+    for day, rate in (("2020-06-01", "50"), ("2020-07-01", "1"), ("2999-01-01", "7")):
+        model.announced_prices.append(Price(effective_date=day, input=rate, output="2"))
+    provider = ScriptedProvider(answer("a", usage=Usage(input_tokens=1000, output_tokens=500)), models=[model])
+    async with (
+        serve(ChatServicer(provider), ModelServicer(provider)) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        cost = (await ChatServiceStub(channel).Chat(QUESTION)).cost
+        assert (cost.usd, cost.price_date) == ("0.002000", "2020-07-01")
+        (told,) = (await ModelServiceStub(channel).ListModels(ListModelsRequest())).models
+        assert (told.price.effective_date, told.price.input) == ("2020-07-01", "1")
+        assert [price.effective_date for price in told.announced_prices] == ["2999-01-01"]
+    assert model.price.input == "100"
+
+
 async def test_cost_is_added_once_the_price_is_known():
     priced = scripted_model()
     priced.price.CopyFrom(Price(effective_date="2026-01-01", input="1", output="2"))

@@ -23,10 +23,11 @@ from maestro.llm.v1.batch_pb2_grpc import BatchServiceServicer
 from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_sdk.adapter.catalogue import Catalogue
-from maestro_sdk.adapter.models import cost_of, is_unknown, warn_unknown
+from maestro_sdk.adapter.models import is_unknown, warn_unknown
 from maestro_sdk.adapter.once import Once
 from maestro_sdk.adapter.provider import Batcher
 from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, MaestroError, NotFound, Violation
+from maestro_sdk.prices import cost_of, price_of
 
 
 class BatchServicer(BatchServiceServicer):
@@ -124,8 +125,9 @@ class BatchServicer(BatchServiceServicer):
             answer.warnings.append(Warning(**warn_unknown(model)))
         if not answer.HasField("usage"):
             return
-        if model.HasField("price") and not answer.HasField("cost"):
-            answer.cost.CopyFrom(cost_of(answer.usage, model.price, batch=True))
+        in_force = price_of(model)
+        if in_force is not None and not answer.HasField("cost"):
+            answer.cost.CopyFrom(cost_of(answer.usage, in_force, batch=True))
         if not result.HasField("usage"):
             result.usage.CopyFrom(answer.usage)
         if answer.HasField("cost") and not result.HasField("cost"):

@@ -11,9 +11,10 @@ from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceServicer
 from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_sdk.adapter.catalogue import Catalogue
-from maestro_sdk.adapter.models import cost_of, is_unknown, warn_unknown
+from maestro_sdk.adapter.models import is_unknown, warn_unknown
 from maestro_sdk.adapter.provider import Embedder
 from maestro_sdk.errors import StreamBroken
+from maestro_sdk.prices import cost_of, price_of
 
 _INLINE = 100_000
 """Numbers that are looked at at once; more go to a thread, so that streams beside them don't wait."""
@@ -55,5 +56,6 @@ def complete(response: EmbedResponse, request: EmbedRequest, model: Model, *, ba
     response.attempt = response.attempt or 1
     if is_unknown(model):
         response.warnings.append(Warning(**warn_unknown(model)))
-    if response.HasField("usage") and not response.HasField("cost") and model.HasField("price"):
-        response.cost.CopyFrom(cost_of(response.usage, model.price, batch=batch))
+    in_force = price_of(model)
+    if response.HasField("usage") and not response.HasField("cost") and in_force is not None:
+        response.cost.CopyFrom(cost_of(response.usage, in_force, batch=batch))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mimetypes
-import re
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -16,7 +14,6 @@ from maestro.llm.v1.file_pb2 import (
     DownloadFileRequest,
     DownloadFileResponse,
     File,
-    FileHeader,
     GetFileRequest,
     ListFilesRequest,
     ListFilesResponse,
@@ -25,14 +22,13 @@ from maestro.llm.v1.file_pb2 import (
 from maestro.llm.v1.file_pb2_grpc import FileServiceServicer
 from maestro_sdk.adapter.once import Once
 from maestro_sdk.adapter.provider import FileStore
+from maestro_sdk.adapter.uploads import check_whole, data_of, read_header
 from maestro_sdk.errors import InvalidRequest, StreamBroken, TooLarge, Violation
 
 MAX_BYTES = 512 * 2**20
 """The largest file that is taken: what the providers take at most."""
 _IN_MEMORY = 4 * 2**20
 _PIECE = 2**20
-# It becomes a header at the provider: a line break in it would begin another one.
-_MIME_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+( ?; ?[\w!#$&^.+-]+=(\"[ -~]*\"|[!-~]+))*", re.ASCII)
 
 
 class FileServicer(FileServiceServicer):
@@ -45,19 +41,18 @@ class FileServicer(FileServiceServicer):
         self._deletions = Once[DeleteFileResponse]()
 
     async def UploadFile(self, request_iterator: AsyncIterator[UploadFileRequest], context: Any) -> File:
-        header = await _header(request_iterator)
+        header = await read_header(request_iterator)
         # The whole file is here before the provider hears of it: what is cut or damaged is never kept.
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as content:
             digest, size = hashlib.sha256(), 0
             async for request in request_iterator:
-                if request.WhichOneof("kind") != "data":
-                    raise InvalidRequest("the header stands in the first message only")
-                size += len(request.data)
+                data = data_of(request)
+                size += len(data)
                 if size > self._max_bytes:
                     raise TooLarge(f"the file has more than {self._max_bytes} bytes")
-                digest.update(request.data)
-                content.write(request.data)
-            _check(header, size, digest.hexdigest())
+                digest.update(data)
+                content.write(data)
+            check_whole(header, size, digest.hexdigest())
             content.seek(0)
 
             async def store() -> File:
@@ -103,27 +98,3 @@ class FileServicer(FileServiceServicer):
             return DeleteFileResponse(file_id=request.file_id)
 
         return await self._deletions.do(request.request_id, delete)
-
-
-async def _header(requests: AsyncIterator[UploadFileRequest]) -> FileHeader:
-    async for request in requests:
-        if request.WhichOneof("kind") == "header":
-            if request.header.mime_type and not _MIME_TYPE.fullmatch(request.header.mime_type):
-                raise InvalidRequest.at("header.mime_type", "is not like text/plain or text/plain; charset=utf-8")
-            if not request.header.mime_type:
-                guessed, _ = mimetypes.guess_type(request.header.filename)
-                request.header.mime_type = guessed or "application/octet-stream"
-            return request.header
-        break
-    raise InvalidRequest("the first message has to hold the header")
-
-
-def _check(header: FileHeader, size: int, digest: str) -> None:
-    if not size:
-        raise InvalidRequest("the file is empty")
-    if header.HasField("size_bytes") and header.size_bytes != size:
-        why = f"is {header.size_bytes}, but {size} bytes came"
-        raise InvalidRequest(f"size_bytes {why}", violations=[Violation("header.size_bytes", why)])
-    if header.sha256 and header.sha256 != digest:
-        why = f"is not that of the bytes that came, {digest}"
-        raise InvalidRequest(f"sha256 {why}", violations=[Violation("header.sha256", why)])

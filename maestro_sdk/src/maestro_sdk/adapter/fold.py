@@ -128,6 +128,7 @@ class Fold:
         response.finish_reason = finish.reason
         response.raw_reason = finish.raw_reason
         response.stop_sequence = finish.stop_sequence
+        response.cached = finish.cached
         merge_usage(response.usage, finish.usage)
         if finish.HasField("cost"):
             response.cost.CopyFrom(finish.cost)

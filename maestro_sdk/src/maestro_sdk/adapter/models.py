@@ -9,8 +9,9 @@ models:
     polyfilled: [JSON_SCHEMA]
     retires: 2027-01-14
     tags: [fast]
-    prices:                      # US dollars per million tokens; the latest entry that has begun holds
+    prices:                      # US dollars per million tokens; each holds from its day on (UTC) until the next begins
       - {from: 2026-06-01, input: "1.25", cache_read: "0.125", output: "10.00"}
+      - {from: 2027-01-01, input: "1.00", cache_read: "0.10", output: "8.00"}   # announced
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from maestro_sdk.prices import cost_of, format_usd, nano_usd
 
 __all__ = [
     "UNKNOWN",
+    "check_prices",
     "cost_of",
     "format_usd",
     "is_unknown",
+    "join_prices",
     "load_entries",
     "load_models",
     "nano_usd",
@@ -61,6 +64,7 @@ def load_models(path: Path, provider: str, today: datetime.date | None = None) -
     """The models of a `models.yaml`, ordered by id. Raises `ValueError` naming the entry that is wrong."""
     document = _document(path)
     entries: Sequence[Mapping[str, Any]] = document["models"]
+    check_prices(path, entries)
     return sorted((read_model(entry, provider, today) for entry in entries), key=lambda model: model.id)
 
 
@@ -74,6 +78,7 @@ def load_entries(
     group.
     """
     document = _document(path)
+    check_prices(path, document["models"])
     groups: Mapping[str, Mapping[str, Any]] = document["wire"]
     entries: dict[str, dict[str, Any]] = {str(entry["name"]): dict(entry) for entry in document["models"]}
     for entry in extra:
@@ -83,7 +88,11 @@ def load_entries(
         for field in ("tags", "native", "polyfilled", "prices"):
             if not isinstance(entry.get(field, ()), list | tuple):
                 raise ValueError(f"model {name}: {field} is not a list")
-        entries.setdefault(name, {}).update(entry)
+        known = entries.setdefault(name, {})
+        prices = join_prices(name, known.get("prices", ()), entry.get("prices", ()))
+        known.update(entry)
+        if prices:
+            known["prices"] = prices
     found: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     for name in sorted(entries):
         group = str(entries[name].pop("wire", default_wire))
@@ -91,6 +100,33 @@ def load_entries(
             raise ValueError(f"model {name}: wire {group!r} is not one of {', '.join(groups)}")
         found.append((entries[name], groups[group]))
     return found
+
+
+def check_prices(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `ValueError` with the line in the file `path` of the first price that is wrong."""
+    for entry in entries:
+        name = str(entry.get("name", ""))
+        try:
+            _read_prices(name, entry.get("prices", ()))
+        except ValueError as error:
+            raise ValueError(f"{path}:{_line_of(path, name, str(error))}: {error}") from error
+
+
+def _line_of(path: Path, name: str, message: str) -> int:
+    """The line of a model in its file, or of the one of its prices that a message names; 1 when it is not found."""
+    root: Any = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    line = 1
+    for entry in _value_of(root, "models").value:
+        if (found := _value_of(entry, "name")) is not None and found.value == name:
+            line = entry.start_mark.line + 1
+            prices, index = _value_of(entry, "prices"), re.search(r": prices\[([0-9]+)\]:", message)
+            if prices is not None and index is not None:
+                line = prices.value[int(index[1])].start_mark.line + 1
+    return line
+
+
+def _value_of(mapping: Any, key: str) -> Any:
+    return next((value for name, value in mapping.value if name.value == key), None)
 
 
 def _document(path: Path) -> Any:
@@ -131,10 +167,28 @@ def read_model(entry: Mapping[str, Any], provider: str, today: datetime.date | N
             except ValueError as error:
                 raise ValueError(f"model {name}: unknown feature {feature!r}") from error
             model.features.append(FeatureSupport(feature=value, support=support))
-    price = _price_in_force(name, entry.get("prices", ()), today or datetime.datetime.now(datetime.UTC).date())
-    if price is not None:
-        model.price.CopyFrom(price)
+    day = (today or datetime.datetime.now(datetime.UTC).date()).isoformat()
+    for price in _read_prices(name, entry.get("prices", ())):
+        if price.effective_date > day:
+            model.announced_prices.append(price)
+        else:
+            model.price.CopyFrom(price)
     return model
+
+
+def join_prices(
+    name: str, known: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """An operator's own prices of a model, behind those known ones that begin before the first of them.
+
+    So what was called before they begin keeps its price, and no later known price takes their place. Raises
+    `ValueError` naming the one of `own` that is wrong.
+    """
+    _read_prices(name, own)
+    if not own:
+        return [*known]
+    begin = min(str(price["from"]) for price in own)
+    return [*(price for price in known if str(price["from"]) < begin), *own]
 
 
 def support_of(model: Model, feature: Feature.ValueType) -> Support.ValueType:
@@ -161,24 +215,29 @@ def warn_unknown(model: Model) -> dict[str, str]:
     return {"code": "unknown_model", "message": message, "field": "model"}
 
 
-def _price_in_force(name: str, entries: Sequence[Mapping[str, Any]], today: datetime.date) -> Price | None:
-    best: Price | None = None
-    for entry in entries:
+def _read_prices(name: str, entries: Sequence[Mapping[str, Any]]) -> list[Price]:
+    """The prices of a model, by date."""
+    found: dict[str, Price] = {}
+    for index, entry in enumerate(entries):
+        where = f"model {name}: prices[{index}]"
         if not isinstance(entry, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it comes from a file
-            raise ValueError(f"model {name}: a price needs from, input and output, and is {entry!r}")
+            raise ValueError(f"{where}: a price needs from, input and output, and is {entry!r}")
         unknown = set(entry) - {"from", *_PRICE_FIELDS}
         if unknown or not {"from", "input", "output"} <= set(entry):
             strange = ", ".join(sorted(unknown)) or "none"
-            raise ValueError(f"model {name}: a price needs from, input and output; unknown: {strange}")
+            raise ValueError(f"{where}: a price needs from, input and output; unknown: {strange}")
         start = str(entry["from"])
         try:
-            begins = datetime.date.fromisoformat(start)
+            day = datetime.date.fromisoformat(start)
         except ValueError as error:
-            raise ValueError(f"model {name}: a price begins {start!r}, which is no date YYYY-MM-DD") from error
-        fields = {field: _amount(name, field, entry[field]) for field in _PRICE_FIELDS if field in entry}
-        if begins <= today and (best is None or start > best.effective_date):
-            best = Price(effective_date=start, **fields)
-    return best
+            raise ValueError(f"{where}: a price begins {start!r}, which is no date YYYY-MM-DD") from error
+        if day.isoformat() != start:
+            raise ValueError(f"{where}: a price begins {start!r}, which is no date YYYY-MM-DD")
+        if start in found:
+            raise ValueError(f"{where}: another price begins on {start}, too; only one can hold")
+        fields = {field: _amount(where, field, entry[field]) for field in _PRICE_FIELDS if field in entry}
+        found[start] = Price(effective_date=start, **fields)
+    return [found[start] for start in sorted(found)]
 
 
 def _tokens(name: str, field: str, value: Any) -> int:
@@ -187,8 +246,8 @@ def _tokens(name: str, field: str, value: Any) -> int:
     return value
 
 
-def _amount(name: str, field: str, value: Any) -> str:
+def _amount(where: str, field: str, value: Any) -> str:
     text = str(value)
     if not _AMOUNT.fullmatch(text):
-        raise ValueError(f"model {name}: {field} is {text!r}, not an amount such as 0.125")
+        raise ValueError(f"{where}: {field} is {text!r}, not an amount such as 0.125")
     return text

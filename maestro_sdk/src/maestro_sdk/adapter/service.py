@@ -13,6 +13,8 @@ from maestro_sdk.adapter.embedding_servicer import EmbeddingServicer
 from maestro_sdk.adapter.file_servicer import FileServicer
 from maestro_sdk.adapter.provider import Batcher, Embedder, FileStore, Provider
 from maestro_sdk.adapter.servicer import ChatServicer, ModelServicer
+from maestro_sdk.adapter.standing import StandingCalls
+from maestro_sdk.adapter.standing_servicer import StandingCallServicer
 from maestro_sdk.service.config_file import ConfigError
 from maestro_sdk.service.run import Build, Service
 from maestro_sdk.service.settings import AdapterConfig, Config
@@ -33,9 +35,14 @@ def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Bu
             raise ConfigError([config.problem_at(f"adapters.{name}", f"is missing; there are: {known}")])
         announcement = announcement_of(config, name, found)
         provider = build(config, found)
+        standing = StandingCalls(found.linger)
         try:
             catalogue = Catalogue(provider)
-            servicers: list[object] = [ChatServicer(provider, catalogue), ModelServicer(provider)]
+            servicers: list[object] = [
+                ChatServicer(provider, catalogue, standing),
+                ModelServicer(provider),
+                StandingCallServicer(standing),
+            ]
             if isinstance(provider, Embedder):
                 servicers.append(EmbeddingServicer(provider, catalogue))
             if isinstance(provider, FileStore):
@@ -46,9 +53,11 @@ def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Bu
                 address=found.address,
                 servicers=servicers,
                 ready=provider.check,
+                drain=standing.drain,
                 beside=nullcontext if announcement is None else partial(announcing, announcement, config.nats.url),
             )
         finally:
+            await standing.close()
             await provider.close()
 
     return build_service

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import yaml
 
 from maestro.llm.v1.model_pb2 import Feature, Model
-from maestro_sdk.adapter.models import read_model, supports
+from maestro_sdk.adapter.models import check_prices, join_prices, read_model, supports
 
 PROVIDER = "bedrock"
 DEFAULT_WIRE = "plain"
@@ -105,6 +105,7 @@ def load(
     entry that is wrong.
     """
     document = _read(path)
+    check_prices(path, document["models"])
     entries: dict[str, dict[str, Any]] = {}
     for entry in [*document["models"], *extra]:
         for made in _expand(entry, entries):
@@ -132,6 +133,8 @@ def _expand(given: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) ->
         # The same model at another place: its price may differ.
         inherited = {field: value for field, value in known.get(like or base_of(name), {}).items() if field != "prices"}
     whole = {**inherited, **entry, "name": name}
+    if prices := join_prices(name, inherited.get("prices", ()), entry.get("prices", ())):
+        whole["prices"] = prices
     whole.setdefault("lineage", base_of(str(inherited.get("lineage") or whole.get("model_id") or name)))
     made = [whole]
     plain = {field: value for field, value in whole.items() if field not in {"prices", "model_id"}}

@@ -41,7 +41,7 @@ def load(names: Sequence[str], known: Mapping[str, ClaudeModel]) -> dict[str, Cl
         for feature in _FEATURES:
             if support_of(found.model, feature) != Support.SUPPORT_NONE:
                 model.features.add(feature=feature, support=Support.SUPPORT_NATIVE)
-        if model.HasField("price"):
-            model.price.batch_factor = ""
+        for price in (*([model.price] if model.HasField("price") else []), *model.announced_prices):
+            price.batch_factor = ""
         models[model.id] = ClaudeModel(model, found.wire)
     return models
