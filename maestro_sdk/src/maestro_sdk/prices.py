@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from decimal import Decimal
 
+from maestro.llm.v1.model_pb2 import Model
 from maestro.llm.v1.usage_pb2 import Cost, Price, Usage
 
 _NANO = Decimal(10) ** 9
+
+
+def price_of(model: Model, now: float | None = None) -> Price | None:
+    """The price of a model that is in force at `now`, in Unix time, which is left out for now; None when unknown.
+
+    Prices begin at midnight UTC of their day. One that was announced when the model was read may have begun since.
+    """
+    found = model.price if model.HasField("price") else None
+    if model.announced_prices:
+        today = time.strftime("%Y-%m-%d", time.gmtime(now))
+        for price in model.announced_prices:
+            if price.effective_date <= today and (found is None or price.effective_date > found.effective_date):
+                found = price
+    return found
 
 
 def cost_of(usage: Usage, price: Price, *, batch: bool = False) -> Cost:

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from maestro_sdk.service.bus import heed_cancellation
+from maestro_sdk.service.bus import Client, Link, heed_cancellation
+from maestro_sdk.testing.servers import free_port
 
 
 async def test_a_cancellation_that_somebody_swallowed_is_obeyed_at_the_next_turn():
@@ -42,3 +43,19 @@ async def test_nobody_else_is_disturbed():
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+async def test_a_connection_that_is_refused_ends_when_it_is_cancelled():
+    """At whatever moment: the client of NATS loses a cancellation that comes together with the refusal."""
+    for turns in range(12):
+        link = Link(f"nats://127.0.0.1:{free_port()}", "nobody", lambda: None)
+        task = asyncio.create_task(link.keep(_prepare_nothing))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait((task,), timeout=5)
+        assert done, f"after {turns} turns"
+
+
+async def _prepare_nothing(client: Client) -> None:
+    del client

@@ -44,6 +44,10 @@ def _written(tmp_path: Path, config: Config) -> Path:
     ("text", "expected"),
     [
         (
+            "limits:\n  every_key: {jobs: 2}",
+            "maestro.yaml:2: limits.every_key.jobs: is limited per tenant only: limits.every_tenant, limits.tenants",
+        ),
+        (
             "limits:\n  every_tenant:\n    requests: 0",
             "maestro.yaml:3: limits.every_tenant.requests.limit: input should be greater than or equal to 1",
         ),

@@ -267,6 +267,7 @@ async def test_an_adapter_serves_its_provider_and_closes_it() -> None:
         assert [type(servicer).__name__ for servicer in service.servicers] == [
             "ChatServicer",
             "ModelServicer",
+            "StandingCallServicer",
             "EmbeddingServicer",
         ]
         assert await service.ready() == "no key"

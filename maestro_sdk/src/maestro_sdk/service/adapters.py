@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
 from maestro_sdk.service.config_file import Document, note_invalid
-from maestro_sdk.service.values import Address, Settings
+from maestro_sdk.service.values import Address, Duration, Settings
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
@@ -52,7 +52,8 @@ class AdapterConfig(Settings):
     """How to reach an adapter. `module` is what `maestro up` starts; without it the adapter runs elsewhere.
 
     `regions` are all regions in which it lets requests be answered, in the operator's words. `announce` lets the
-    adapter itself tell a mesh that it is there, on the NATS server of `nats.url`.
+    adapter itself tell a mesh that it is there, on the NATS server of `nats.url`. `linger` is how long a call with a
+    key goes on without its caller, and how long its answer is kept for the next one; 0 never.
     """
 
     module: str | None = None
@@ -60,6 +61,7 @@ class AdapterConfig(Settings):
     enabled: bool | EnvironmentSwitch = True
     regions: tuple[str, ...] = ()
     announce: AnnounceConfig | None = None
+    linger: Annotated[Duration, Field(ge=0, le=600)] = 30.0
     settings: dict[str, Any] = Field(default_factory=dict[str, Any], repr=False)
 
     _origin: Origin = PrivateAttr(default_factory=Origin)

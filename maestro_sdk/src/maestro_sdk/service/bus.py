@@ -51,7 +51,7 @@ class Link:
         self._changed = changed
         self._event = asyncio.Event()
         self.client: Client | None = None
-        self.up = False
+        self.up: bool = False
         """Whether the connection stands and `prepare` went well on it."""
         self.trouble = "NATS was not reached yet"
         """Why it is not up."""
@@ -99,17 +99,30 @@ class Link:
             _log.debug("nats: %s", error)
 
         connect = cast("Any", nats).connect
-        return await connect(
-            self._url,
-            name=self._name,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=_RETRY,
-            connect_timeout=2,
-            error_cb=on_error,
-            disconnected_cb=on_loss,
-            reconnected_cb=on_change,
-            closed_cb=on_change,
+        connecting: asyncio.Task[Client] = asyncio.create_task(
+            connect(
+                self._url,
+                name=self._name,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=_RETRY,
+                connect_timeout=2,
+                error_cb=on_error,
+                disconnected_cb=on_loss,
+                reconnected_cb=on_change,
+                closed_cb=on_change,
+            )
         )
+        try:
+            await asyncio.wait((connecting,))
+        except asyncio.CancelledError:
+            # The client tries for ever, and loses a cancellation that comes together with a refusal.
+            while not connecting.done():
+                connecting.cancel()
+                await asyncio.wait((connecting,), timeout=_RETRY)
+            if not connecting.cancelled() and connecting.exception() is None:
+                self.client = connecting.result()
+            raise
+        return connecting.result()
 
     async def _prepare(self, client: Client, prepare: Callable[[Client], Awaitable[None]]) -> None:
         try:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from maestro_sdk.service.budget_checks import wrong_budgets
+from maestro_sdk.service.gateways import is_tenant
 from maestro_sdk.service.limit_checks import wrong_limits
 from maestro_sdk.service.residency import wrong_residencies
 from maestro_sdk.service.route_checks import wrong_experiments, wrong_matches, wrong_policy, wrong_targets
@@ -32,6 +34,8 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]
     yield from wrong_matches(config.routes, config.aliases)
     yield from wrong_residencies(config)
     yield from wrong_limits(config)
+    yield from wrong_budgets(config)
+    yield from _wrong_webhooks(config)
     yield from _wrong_aliases(config)
     yield from _wrong_pins(config)
     for index, entry in enumerate(config.gateway.keys):
@@ -61,6 +65,13 @@ def _wrong_pins(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield path, f"{adapter!r} is not an adapter; did you mean {near}?"
         elif found is not None and found.enabled is False:
             yield path, f"pins to {name}, which is not enabled: nothing could answer"
+
+
+def _wrong_webhooks(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Webhooks of what is no tenant: its name becomes part of a subject, where `*` would be every tenant."""
+    for tenant, policy in config.tenants.items():
+        if policy.webhooks and not is_tenant(tenant) and tenant != "_mesh":
+            yield ("tenants", tenant, "webhooks"), f"{tenant!r} is no tenant: letters, digits, - and _, 64 at most"
 
 
 def _models_may_be_shared(config: Config) -> bool:

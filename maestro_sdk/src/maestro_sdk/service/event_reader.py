@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -17,7 +18,9 @@ from nats.js import api
 from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.errors import NoBackend
 from maestro_sdk.service.bus import STREAM, Client, Link, ensure_stream, heed_cancellation
+from maestro_sdk.service.event_kinds import belongs
 from maestro_sdk.service.settings import Config
+from maestro_sdk.service.stream_page import sequence_of
 
 _log = logging.getLogger(__name__)
 _BATCH = 256
@@ -27,6 +30,7 @@ _HEARTBEAT = 5.0
 _INACTIVE = 60.0
 """Seconds after which NATS forgets a reader that asks for nothing."""
 _RETRY = 0.5
+_WORD = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 class EventReader:
@@ -239,19 +243,13 @@ class Subscription:
 
     def _accepted(self, message: Any) -> tuple[int, Event] | None:
         """The event of a message, unless it was seen before or a filter leaves it out."""
-        tokens = message.reply.split(".")
-        sequence = int(tokens[5] if len(tokens) == 9 else tokens[7])
+        sequence = sequence_of(message)
         if sequence <= (self._position or 0):
             return None
         self._position = sequence
-        try:
-            event = Event.FromString(message.data)
-        except DecodeError:
-            _log.warning("the event with sequence %d can't be read and is passed over", sequence)
+        event = decoded(sequence, message.data)
+        if event is None or (self._job and not belongs(event, self._job)):
             return None
-        if self._job and not _belongs(event, self._job):
-            return None
-        event.sequence = sequence
         return sequence, event
 
 
@@ -263,18 +261,25 @@ _REQUEST = json.dumps(
 def filters(tenant: str, kinds: Sequence[str]) -> list[str]:
     """The NATS subjects of a tenant's events of these kinds.
 
-    NATS refuses filters that overlap, so a family swallows its members.
+    NATS refuses filters that overlap, so a family swallows its members. Raises `ValueError` for a tenant that would be
+    more than one word of a subject, or any word.
     """
+    if not _WORD.fullmatch(tenant):
+        raise ValueError(f"{tenant!r} is not a tenant")
     families = {kind for kind in kinds if kind.endswith(".*")}
     single = {kind for kind in kinds if kind not in families and f"{kind.partition('.')[0]}.*" not in families}
     return [f"maestro.events.{tenant}.{kind}" for kind in sorted(families | single) or [">"]]
 
 
-def _belongs(event: Event, job: str) -> bool:
-    if event.subject == f"job/{job}":
-        return True
-    field = event.WhichOneof("payload")
-    return field is not None and getattr(getattr(event, field), "job_id", "") == job
+def decoded(sequence: int, data: bytes) -> Event | None:
+    """The event with its sequence; None for bytes that are none, which are passed over."""
+    try:
+        event = Event.FromString(data)
+    except DecodeError:
+        _log.warning("the event with sequence %d can't be read and is passed over", sequence)
+        return None
+    event.sequence = sequence
+    return event
 
 
 def _status(message: Any) -> str:

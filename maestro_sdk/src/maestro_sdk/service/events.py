@@ -1,7 +1,8 @@
 """Lifecycle events: `new_event` makes one, `EventPublisher` brings it to the stream, `EventReader` follows the stream.
 
 Publishing costs the caller microseconds and never waits. While NATS is away events go to a file and follow later in
-the same order under the same ids, so the stream holds each of them once.
+the same order under the same ids, so the stream holds each of them once. Kinds that are `durable` are on the disk when
+`publish` returns: should the process be killed, its next life delivers them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,8 @@ from google.protobuf.message import Message
 
 from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.service.bus import Client, Link, ensure_stream, heed_cancellation, refusal
+from maestro_sdk.service.event_counters import EventCounters
+from maestro_sdk.service.event_journal import EventJournal
 from maestro_sdk.service.event_reader import EventReader, Subscription
 from maestro_sdk.service.settings import Config
 from maestro_sdk.service.spool import Spool
@@ -82,22 +85,6 @@ def _new_id(now: int) -> str:
     return f"{now // 1_000_000:012x}{next(_counter) & 0xFFFF:04x}{os.urandom(8).hex()}"
 
 
-@dataclass(frozen=True, slots=True)
-class EventCounters:
-    """What became of the events.
-
-    Since the start: `accepted` by `publish`, `delivered` to the stream, `spooled` to the disk, `dropped` for lack of
-    space. Now: `queued` in memory, `waiting` on the disk.
-    """
-
-    accepted: int
-    delivered: int
-    spooled: int
-    dropped: int
-    queued: int
-    waiting: int
-
-
 class EventPublisher:
     """Publishes events while its `async with` block runs. It starts and works without NATS, too."""
 
@@ -110,19 +97,30 @@ class EventPublisher:
         queue: int = 10_000,
         spool_bytes: int = 64 * 2**20,
         retention: float = 7 * 86400.0,
+        durable: Collection[str] = (),
     ) -> None:
-        """`spool` is the file for events that wait; `queue` counts events, `retention` is in seconds."""
+        """`spool` is the file for events that wait; `queue` counts events, `retention` is in seconds.
+
+        `durable` are the kinds that a death of this process must not take; they have a file beside the spool.
+        """
         self._capacity = queue
+        self._durable = frozenset(durable)
+        self._journal = EventJournal(spool.with_stem(f"{spool.stem}-durable")) if durable else None
         self._retention = retention
         self._queue: deque[Event] = deque()
         self._spool = Spool(spool, spool_bytes)
         self._link = Link(url, name, self._link_changed)
         self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._moved = asyncio.Event()
         self._settled = asyncio.Event()
         # What was taken from the queue and not acknowledged yet, by number; the place in the window is the number.
         self._hand: dict[int, bytes] = {}
+        # How many of the queue are in hand.
+        self._window = 0
+        # Whether the disk took less than it was given in this turn.
+        self._crowded = False
+        # Whether what is in hand is on the disk already.
+        self._copied = False
         self._refused = ""
         self._round = 0
         self._inbox = ""
@@ -131,7 +129,7 @@ class EventPublisher:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    def from_config(cls, config: Config, name: str) -> EventPublisher:
+    def from_config(cls, config: Config, name: str, durable: Collection[str] = ()) -> EventPublisher:
         """The publisher of the service `name`."""
         return cls(
             config.nats.url,
@@ -140,13 +138,17 @@ class EventPublisher:
             queue=config.events.queue,
             spool_bytes=config.events.spool,
             retention=config.events.retention,
+            durable=durable,
         )
 
     async def __aenter__(self) -> Self:
         self._spool.open()
-        if len(self._spool):
-            _log.info("%d events wait on the disk since last time", len(self._spool))
-            self._idle.clear()
+        if self._journal is not None:
+            # They are younger than what the spool has.
+            self._queue.extend(Event.FromString(record) for record in self._journal.open())
+            self._accepted = len(self._queue)
+        if len(self._spool) or self._queue:
+            _log.info("%d events wait on the disk since last time", len(self._spool) + len(self._queue))
             self._wake.set()
         self._task = asyncio.create_task(self._run(), name="events")
         return self
@@ -157,26 +159,36 @@ class EventPublisher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
-        self._keep(list(self._hand.values()))
-        while self._queue:
-            self._spill()
+        self._give_back()
+        while self._queue and self._spill():
+            pass
+        self._release()
+        self._drop(len(self._queue))
         self._spool.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def publish(self, event: Event) -> None:
         """Takes an event. Never waits, never raises; when everything is full the event is dropped and counted."""
+        if len(self._queue) >= self._capacity and self._task is not None:
+            self._relieve()
         if len(self._queue) >= self._capacity or self._task is None:
             self._drop(1)
             return
         self._accepted += 1
         self._queue.append(event)
-        self._idle.clear()
+        if event.kind in self._durable and self._journal is not None:
+            self._journal.put(self._accepted, event.SerializeToString())
         self._wake.set()
 
     async def flush(self, timeout: float = 5.0) -> bool:
-        """Waits until every event is in the stream; False when that takes longer than `timeout` seconds."""
+        """Waits until every event of before is in the stream; False when that takes longer than `timeout` seconds."""
+        before = self._accepted
         try:
             async with asyncio.timeout(timeout):
-                await self._idle.wait()
+                while self.secured < before or len(self._spool):
+                    self._moved.clear()
+                    await self._moved.wait()
         except TimeoutError:
             return False
         return True
@@ -195,10 +207,26 @@ class EventPublisher:
         return not self.degraded
 
     @property
+    def accepted(self) -> int:
+        """How many events were taken since the start."""
+        return self._accepted
+
+    @property
+    def secured(self) -> int:
+        """How many of the accepted events, from the first, outlive this process: in the stream, or on the disk."""
+        return self._accepted - len(self._queue) - self._window
+
+    @property
     def counters(self) -> EventCounters:
         """What became of the events."""
         return EventCounters(
-            self._accepted, self._delivered, self._spooled, self._dropped, len(self._queue), len(self._spool)
+            self._accepted,
+            self._delivered,
+            self._spooled,
+            self._dropped,
+            len(self._queue),
+            len(self._spool),
+            self._journal.missed if self._journal is not None else 0,
         )
 
     async def _run(self) -> None:
@@ -208,6 +236,8 @@ class EventPublisher:
                 heed_cancellation()
                 try:
                     await self._step()
+                    self._release()
+                    self._moved.set()
                 except Exception:  # noqa: BLE001 - whatever it is: events wait on the disk, and the service goes on
                     _log.exception("events can't be delivered")
                     self._give_back()
@@ -216,14 +246,14 @@ class EventPublisher:
     async def _step(self) -> None:
         """One turn: waits for work, then moves one window of events on."""
         waiting = len(self._spool)
+        self._crowded = False
         if not self._queue and not (waiting and self._link.up):
-            if not waiting:
-                self._idle.set()
             self._wake.clear()
             await self._wake.wait()
         elif not self._link.up:
-            self._spill()
-            await asyncio.sleep(0 if self._queue else _LINGER)
+            kept = self._spill()
+            self._release()
+            await asyncio.sleep(_RETRY if not kept else 0 if self._queue else _LINGER)
         elif waiting:
             # The disk has the older events: the queue waits, and goes behind them when it grows.
             if len(self._queue) > self._capacity // 2:
@@ -241,6 +271,7 @@ class EventPublisher:
                 if not self._link.up:
                     return
             events = [self._queue.popleft() for _ in range(min(_WINDOW, len(self._queue)))]
+            self._window = len(events)
             await self._send(events, [event.SerializeToString() for event in events])
             self._delivered += len(events) - len(self._hand)
             self._give_back()
@@ -307,27 +338,55 @@ class EventPublisher:
 
     def _give_back(self) -> None:
         """Puts what is still in hand on the disk: it is older than everything in the queue."""
-        self._keep(list(self._hand.values()))
+        if self._window and not self._copied:
+            self._keep(list(self._hand.values()))
         self._hand.clear()
+        self._window = 0
+        self._copied = False
 
-    def _spill(self) -> None:
-        """Moves the oldest events of the queue to the disk."""
-        count = min(_SPILL, len(self._queue))
-        self._keep([self._queue.popleft().SerializeToString() for _ in range(count)])
-
-    def _keep(self, records: list[bytes]) -> None:
-        if not records:
+    def _relieve(self) -> None:
+        """Makes room in a queue that is full because NATS takes its time, or stands still."""
+        if self._crowded:
             return
+        if self._window and not self._copied:
+            # It is older than the queue, and may be on its way: what comes twice is known by its id.
+            hand = list(self._hand.values())
+            self._copied = self._append(hand) == len(hand)
+            self._crowded = not self._copied
+        if not self._crowded:
+            self._spill()
+            self._release()
+
+    def _spill(self) -> bool:
+        """Moves the oldest events of the queue to the disk; False when it did not take all of them."""
+        count = min(_SPILL, len(self._queue))
+        return self._keep([self._queue.popleft().SerializeToString() for _ in range(count)])
+
+    def _keep(self, records: list[bytes]) -> bool:
+        """Puts records on the disk, and what it does not take back into the queue."""
+        kept = self._append(records)
+        self._queue.extendleft(Event.FromString(record) for record in reversed(records[kept:]))
+        self._crowded = kept < len(records)
+        return not self._crowded
+
+    def _append(self, records: list[bytes]) -> int:
+        if not records:
+            return 0
         try:
             kept = self._spool.append(records)
         except OSError as error:
             _log.error("events can't be kept on the disk: %s", error)
             kept = 0
         self._spooled += kept
-        if kept < len(records):
-            self._drop(len(records) - kept)
+        return kept
+
+    def _release(self) -> None:
+        if self._journal is not None:
+            self._journal.release(self.secured)
 
     def _drop(self, count: int) -> None:
+        if not count:
+            return
         if not self._dropped:
             _log.error("events are dropped: neither the stream nor the disk takes them (told once)")
         self._dropped += count

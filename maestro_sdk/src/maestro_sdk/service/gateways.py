@@ -6,9 +6,11 @@ import re
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from maestro_sdk.service.audits import TenantAuditConfig
 from maestro_sdk.service.values import Address, BaseUrl, ConfigPath, Duration, Secret, Settings, Size
+from maestro_sdk.service.webhooks import WebhookConfig, check_names
 
 USUAL_SCOPES = ("chat", "embeddings", "tools", "jobs", "files")
 """What a key may be used for unless it is told otherwise."""
@@ -97,3 +99,7 @@ class TenantConfig(Settings):
 
     regions: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
+    audit: TenantAuditConfig = TenantAuditConfig()
+    webhooks: Annotated[dict[str, WebhookConfig], AfterValidator(check_names)] = Field(
+        default_factory=dict[str, WebhookConfig]
+    )

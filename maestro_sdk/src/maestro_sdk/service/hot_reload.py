@@ -16,7 +16,10 @@ from maestro_sdk.service.settings import Config, ConfigError, Problem, load
 
 POLL = 0.5
 """Seconds between two looks at the file; a change is taken once the file stays as it is from one look to the next."""
-HOT = ("routes", "aliases", "tenants", "limits", "router.breaker", "router.quarantine", "router.pin", "router.pins")
+HOT = (
+    *("routes", "aliases", "tenants", "limits", "budgets"),
+    *("router.breaker", "router.quarantine", "router.pin", "router.pins"),
+)
 """Sections that may change while the mesh runs. Addresses, adapters and keys need a restart of those they concern."""
 
 _EMPTY = "says nothing, so a mesh that runs stays as it is; start it anew to have the defaults"
@@ -65,6 +68,7 @@ def merge(current: Config, fresh: Config) -> Config:
             "aliases": fresh.aliases,
             "tenants": fresh.tenants,
             "limits": fresh.limits,
+            "budgets": fresh.budgets,
             "router": router,
         }
     )

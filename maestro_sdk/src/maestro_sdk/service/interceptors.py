@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeAlias, cast
 
@@ -51,6 +51,9 @@ _OPEN = ("/grpc.health.v1.", "/grpc.reflection.")
 """Services that need no key: a load balancer has none."""
 _ENDLESS = frozenset({"/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"})
 _DRAINING = "the server is shutting down"
+_READ_ON = 1.0
+"""Seconds for which the rest of a refused stream of requests is read on."""
+_READ_ON_BYTES = 64 * 2**20
 _LONGEST = 1000
 """Characters of a message that a status carries: metadata is bounded at 8 KiB by default everywhere."""
 
@@ -147,6 +150,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         async def behave(request: Any, context: Any) -> Any:
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             running[task] = endless
+            sent = request if many else None
             try:
                 if endless and self._draining:
                     raise UpstreamError(_DRAINING)
@@ -168,6 +172,8 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 task.uncancel()
                 await abort(context, UpstreamError(_DRAINING))
             except Exception as error:  # noqa: BLE001 - the border of the service
+                if sent is not None:
+                    await _read_on(sent)
                 await abort(context, error)
             finally:
                 del running[task]
@@ -252,6 +258,21 @@ async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         validate(request)
         yield request
+
+
+async def _read_on(requests: AsyncIterator[Any]) -> None:
+    """Reads the rest of a stream that is refused, for a while.
+
+    A client whose message can't be written any more because the call has ended tells its caller that, not the status.
+    """
+    size = 0
+    # Whatever else is wrong with it: what was wrong first is told.
+    with suppress(Exception):
+        async with asyncio.timeout(_READ_ON):
+            async for request in requests:
+                size += request.ByteSize()
+                if size > _READ_ON_BYTES:
+                    return
 
 
 def _writing(generator: Callable[[Any, Any], Any]) -> Behaviour:

@@ -9,7 +9,7 @@ from maestro_sdk.service.gateways import is_tenant
 from maestro_sdk.service.values import is_slip, nearly
 
 if TYPE_CHECKING:
-    from maestro_sdk.service.limits import LimitConfig
+    from maestro_sdk.service.limits import LimitConfig, LimitsConfig
     from maestro_sdk.service.route_checks import Finding
     from maestro_sdk.service.settings import Config
 
@@ -29,6 +29,7 @@ def wrong_limits(config: Config) -> Iterator[Finding]:
     for key in limits.keys:
         if near := nearly(key, names):
             yield ("limits", "keys", key), f"no key is named {key!r}, so this would limit nobody; did you mean {near}?"
+    yield from _wrong_jobs(limits)
     all_of_them = (
         limits.every_tenant,
         limits.every_key,
@@ -41,6 +42,18 @@ def wrong_limits(config: Config) -> Iterator[Finding]:
             ("limits",),
             f"each of the {config.gateway.replicas} gateways would count for itself: set store.url to share the counts",
         )
+
+
+def _wrong_jobs(limits: LimitsConfig) -> Iterator[Finding]:
+    """Limits of jobs where they would hold for nobody."""
+    found = [
+        (("limits", "every_key"), limits.every_key),
+        *((("limits", "keys", name), limit) for name, limit in limits.keys.items()),
+        *((("limits", "personas", name), limit) for name, limit in limits.personas.items()),
+    ]
+    for path, limit in found:
+        if limit.jobs is not None:
+            yield (*path, "jobs"), "is limited per tenant only: limits.every_tenant, limits.tenants"
 
 
 def _counts(limit: LimitConfig) -> bool:

@@ -19,11 +19,15 @@ class RateConfig(Settings):
 
 
 class LimitConfig(Settings):
-    """Limits of one caller; what is left out is not limited. Sizes are those of a request as the contract has it."""
+    """Limits of one caller; what is left out is not limited. Sizes are those of a request as the contract has it.
+
+    `jobs` holds for tenants: at most so many of their jobs are under way at a time, and the others wait.
+    """
 
     requests: RateConfig | None = None
     tokens: RateConfig | None = None
     concurrency: Count | None = None
+    jobs: Count | None = None
     max_request: Annotated[Size, Field(ge=1)] | None = None
     max_part: Annotated[Size, Field(ge=1)] | None = None
 

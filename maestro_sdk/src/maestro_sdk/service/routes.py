@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maestro_sdk.service.values import Duration, FeatureName, ModelName, Settings
+from maestro_sdk.service.values import Duration, FeatureName, ModelName, Settings, Size
 
 Strategy = Literal["fallback", "weighted", "round_robin", "cost", "performance", "headroom", "capability"]
 """How the targets of a tier are ordered."""
@@ -115,6 +115,13 @@ class HedgeConfig(Settings):
     max_extra: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
+class AnswerCacheConfig(Settings):
+    """An answer is given again to the same request of the same tenant for `ttl`; one above `max_bytes` is not kept."""
+
+    ttl: Annotated[Duration, Field(ge=1, le=7 * 86400)]
+    max_bytes: Annotated[Size, Field(ge=1, le=2 * 2**20)] = 256 * 1024
+
+
 class RouteConfig(Settings):
     """How requests for a name are spread over models.
 
@@ -139,5 +146,6 @@ class RouteConfig(Settings):
     retry: RetryConfig = RetryConfig()
     hedge: HedgeConfig | None = None
     resume: Literal["fail", "continue"] = "fail"
+    cache: AnswerCacheConfig | None = None
     on_router_loss: Literal["serve", "refuse"] = "serve"
     router_loss_after: Annotated[Duration, Field(ge=0)] = 60.0

@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from maestro_sdk.service.adapters import AdapterConfig, AnnounceConfig, EnvironmentSwitch, Origin
+from maestro_sdk.service.audits import AuditConfig
+from maestro_sdk.service.budgets import BudgetConfig
 from maestro_sdk.service.config_file import (
     ConfigError,
     Document,
@@ -34,8 +36,12 @@ from maestro_sdk.service.config_file import (
     parse,
 )
 from maestro_sdk.service.consistency import contradictions
+from maestro_sdk.service.files import FilesConfig
 from maestro_sdk.service.gateways import GatewayConfig, KeyConfig, TenantConfig
+from maestro_sdk.service.jobs import JobsConfig
+from maestro_sdk.service.ledger import LedgerConfig
 from maestro_sdk.service.limits import LimitConfig, LimitsConfig, RateConfig
+from maestro_sdk.service.resume import ResumeConfig
 from maestro_sdk.service.routers import BreakerConfig, QuarantineConfig, RouterConfig
 from maestro_sdk.service.routes import RouteConfig
 from maestro_sdk.service.store.config import StoreConfig
@@ -57,18 +63,21 @@ __all__ = [
     "AnnounceConfig",
     "BaseUrl",
     "BreakerConfig",
+    "BudgetConfig",
     "Config",
     "ConfigError",
     "ConfigPath",
     "Duration",
     "EnvironmentSwitch",
     "GatewayConfig",
+    "JobsConfig",
     "KeyConfig",
     "LimitConfig",
     "LimitsConfig",
     "Problem",
     "QuarantineConfig",
     "RateConfig",
+    "ResumeConfig",
     "RouteConfig",
     "RouterConfig",
     "Secret",
@@ -192,9 +201,15 @@ class Config(Settings):
     aliases: dict[str, str]
     tenants: dict[str, TenantConfig] = Field(default_factory=dict[str, TenantConfig])
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    budgets: dict[str, BudgetConfig] = Field(default_factory=dict[str, BudgetConfig])
     store: StoreConfig = StoreConfig()
+    jobs: JobsConfig = JobsConfig()
+    files: FilesConfig = Field(default_factory=FilesConfig)
+    resume: ResumeConfig = ResumeConfig()
     nats: NatsConfig = NatsConfig()
     events: EventsConfig = EventsConfig()
+    audit: AuditConfig = AuditConfig()
+    ledger: LedgerConfig = LedgerConfig()
     envoy: EnvoyConfig = Field(default_factory=EnvoyConfig)
     telemetry: TelemetryConfig = TelemetryConfig()
     grace: Duration = 30.0

@@ -100,13 +100,22 @@ class Spool:
 
     def drop(self, records: Iterable[bytes]) -> None:
         """Removes the oldest records, which must be what `peek` gave."""
-        for record in records:
-            self._head += _RECORD.size + len(record)
+        self.skip(len(record) for record in records)
+
+    def skip(self, sizes: Iterable[int]) -> None:
+        """Removes the oldest records, which must have these sizes."""
+        for size in sizes:
+            self._head += _RECORD.size + size
             self._count -= 1
         if not self._count:
             self._head = self._end = _BEGIN
             self._file.truncate(_BEGIN)
         self._write_head()
+
+    def tidy(self, waste: int) -> None:
+        """Frees what removed records take, where that is `waste` bytes or more and not less than what waits."""
+        if self._head - _BEGIN >= max(waste, self._end - self._head):
+            self._rewrite()
 
     def _recover(self) -> None:
         data = self._file.read()
@@ -137,8 +146,11 @@ class Spool:
 
     def _compact(self) -> None:
         """Moves the waiting records to the front when that frees at least half of the file."""
-        if self._head - _BEGIN < self._limit // 2:
-            return
+        if self._head - _BEGIN >= self._limit // 2:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Moves the waiting records to the front of a new file."""
         rest = os.pread(self._file.fileno(), self._end - self._head, self._head)
         fresh = self.path.with_suffix(".compact")
         fresh.write_bytes(_MAGIC + _PLACE.pack(_BEGIN) + rest)

@@ -22,6 +22,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from maestro_sdk.service.store.claims import PLACE_WAIT, UNDO, Claim, Kind, StoreAway, Verdict
 from maestro_sdk.service.store.config import StoreConfig
+from maestro_sdk.service.store.hold_scripts import HOLD_SCRIPTS
 from maestro_sdk.service.store.scripts import FINISH, RENEW, TAKE
 
 log = logging.getLogger(__name__)
@@ -37,18 +38,21 @@ _MICRO = 1_000_000
 
 
 class _Command:
-    """One run of a script. Without a future nobody waits for its answer."""
+    """One run of a script. `told` gets its answer; one that is `kept` is run later when the store is away."""
 
-    __slots__ = ("arguments", "claims", "entry", "future", "keys", "script")
+    __slots__ = ("arguments", "claims", "entry", "future", "kept", "keys", "script", "told")
 
     def __init__(
         self,
         script: str,
-        keys: list[str],
-        arguments: list[str | int],
+        keys: Sequence[str],
+        arguments: Sequence[str | int | bytes],
         entry: str = "",
         claims: Sequence[Claim] = (),
-        future: asyncio.Future[Verdict] | None = None,
+        future: asyncio.Future[Any] | None = None,
+        told: Callable[[Any], None] | None = None,
+        *,
+        kept: bool = False,
     ) -> None:
         self.script = script
         self.keys = keys
@@ -56,6 +60,8 @@ class _Command:
         self.entry = entry
         self.claims = claims
         self.future = future
+        self.told = told
+        self.kept = kept
 
 
 class SharedStore:
@@ -84,6 +90,8 @@ class SharedStore:
         self._ending = False
         self.up = False
         self.trouble = ""
+        self.on_reach: list[Callable[[], None]] = []
+        """Called each time that the store was reached, before anything new is asked of it."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -130,7 +138,37 @@ class SharedStore:
                 held.discard(entry)
                 if not held:
                     del self._held[claim.key]
-        self._put(_Command(FINISH, _keys(claims), arguments))
+        self._put(_Command(FINISH, _keys(claims), arguments, kept=True))
+
+    def call(
+        self,
+        script: str,
+        keys: Sequence[str],
+        arguments: Sequence[str | int | bytes],
+        told: Callable[[Any], None] | None = None,
+    ) -> Awaitable[Any]:
+        """What a script answers; `told` gets it at once. Raises `StoreAway`, at once or later: then it may have run."""
+        if not self.up:
+            raise StoreAway(self.trouble)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._put(_Command(script, keys, arguments, future=future, told=told))
+        return future
+
+    def send(
+        self,
+        script: str,
+        keys: Sequence[str],
+        arguments: Sequence[str | int | bytes],
+        told: Callable[[Any], None] | None = None,
+        *,
+        kept: bool = True,
+    ) -> None:
+        """Runs a script, as soon as the store is there; perhaps twice. `told` gets its answer.
+
+        One that is not `kept` is dropped when the store is away.
+        """
+        if kept or self.up:
+            self._put(_Command(script, keys, arguments, told=told, kept=kept))
 
     def _put(self, command: _Command) -> None:
         if self.up:
@@ -183,8 +221,13 @@ class SharedStore:
         return await pipeline.execute(raise_on_error=False)
 
     def _resolve(self, command: _Command, answer: Any) -> None:
+        if command.told is not None:
+            command.told(answer)
         future = command.future
         if future is None or future.done():
+            return
+        if command.script != TAKE:
+            future.set_result(answer)
             return
         verdict = _verdict(answer)
         if verdict.refused is None:
@@ -207,6 +250,8 @@ class SharedStore:
         self._queue.extend(self._owed)
         self._owed.clear()
         self._renew_now()
+        for tell in self.on_reach:
+            tell()
         self._wake.set()
         self._on_change()
 
@@ -219,7 +264,7 @@ class SharedStore:
             if command.script == TAKE:
                 # Perhaps it was taken, perhaps not: nobody will give it back but this.
                 self.finish(command.entry, command.claims, [UNDO] * len(command.claims))
-            elif command.script == FINISH:
+            elif command.kept:
                 self._owed.append(command)
             if command.future is not None and not command.future.done():
                 command.future.set_exception(StoreAway(self.trouble))
@@ -240,7 +285,7 @@ class SharedStore:
                 self._put(_Command(RENEW, [key], arguments))
 
 
-_SCRIPTS = (TAKE, FINISH, RENEW)
+_SCRIPTS = (TAKE, FINISH, RENEW, *HOLD_SCRIPTS)
 
 
 def _keys(claims: Sequence[Claim]) -> list[str]:
