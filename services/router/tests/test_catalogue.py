@@ -26,6 +26,14 @@ def test_a_price_that_is_none_counts_as_unknown(amount: str):
     assert not model.HasField("price")
 
 
+def test_an_announced_price_that_is_none_is_left_out():
+    model = Model(id="a/b", provider="a", name="b")
+    model.announced_prices.append(Price(effective_date="2999-01-01", input="cheap", output="1"))
+    model.announced_prices.append(Price(effective_date="2999-02-01", input="1", output="1"))
+    assert "announced price" in mend(model)
+    assert [price.input for price in model.announced_prices] == ["1"]
+
+
 @pytest.mark.parametrize("name", ["a b", "a\nb", "\x1b[31mred", "\u202egpt", "", "n" * 255])
 def test_a_model_with_a_name_that_nobody_can_ask_for_is_left_out(name: str):
     assert "left out" in mend(Model(id=f"a/{name}", provider="a", name=name))

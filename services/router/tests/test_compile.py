@@ -196,3 +196,33 @@ def test_policies_reach_every_decision(tmp_path: Path) -> None:
     )
     assert table.residencies == {"acme": Residency(frozenset({"eu"}), frozenset({"anthropic"}))}
     assert {backend.regions for backend in table.backends.values()} == {frozenset({"eu"})}
+
+
+def test_only_a_route_that_says_so_gives_answers_again(tmp_path: Path) -> None:
+    config = configured(
+        tmp_path,
+        adapters={"claude": {"address": "127.0.0.1:1"}},
+        routes={
+            "default": {"targets": ["anthropic/opus"], "cache": {"ttl": "10m"}},
+            "other": {"targets": ["anthropic/opus"], "cache": {"ttl": "1h", "max_bytes": "1MiB"}},
+            "plain": {"targets": ["anthropic/opus"]},
+        },
+        aliases={"usual": "default", "direct": "anthropic/opus"},
+    )
+    table = compile_table(compiled(config, serving("claude", model("anthropic/opus"))))
+    assert table.caches
+    found = {name: route.cache for name, route in table.routes.items()}
+    assert found["plain"] is found["direct"] is table.models["anthropic/opus"].cache is None
+    assert [(each.ttl, each.max_bytes) for each in (found["default"], found["other"], found["usual"]) if each] == [
+        (600, 262144),
+        (3600, 1048576),
+        (600, 262144),
+    ]
+    # Another model, another answer: the route begins anew. Without a change every process finds the same.
+    again = compile_table(compiled(config, serving("claude", model("anthropic/opus"), model("anthropic/sonnet"))))
+    assert again.routes["default"].cache == found["default"]
+    changed = config.replaced({"routes.default.targets": [{"model": "anthropic/sonnet"}]})
+    other = compile_table(compiled(changed, serving("claude", model("anthropic/sonnet"))))
+    assert found["default"] is not None
+    assert other.routes["default"].cache is not None
+    assert other.routes["default"].cache.seal != found["default"].seal

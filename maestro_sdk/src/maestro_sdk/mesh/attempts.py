@@ -89,7 +89,7 @@ class Attempts:
     """One request's way through its plan."""
 
     __slots__ = (
-        *("_budget", "_dice", "_on_failure", "_queue", "_retries", "_source"),
+        *("_budget", "_confined", "_dice", "_on_failure", "_queue", "_retries", "_source"),
         *("deadline", "decision", "final", "hedged", "needs", "policy", "streamed", "trail"),
     )
 
@@ -118,9 +118,15 @@ class Attempts:
         """Whether a second attempt was made beside a first one."""
         self._source, self._dice, self._on_failure = source, dice, on_failure
         self._queue = [ranked.choice.backend for ranked in decision.kept]
+        self._confined = False
         self._retries = 0
         self._budget = budget
         budget.add(decision.route.name, self.policy.retry_share)
+
+    def confine(self, backend: Backend) -> None:
+        """Lets only `backend` be asked, once, whatever was decided and bars it: an answer of its own stands there."""
+        self._queue = [backend]
+        self._confined = self.hedged = True
 
     def timeout(self, attempt: Attempt) -> float | None:
         """Seconds that an attempt may take: its own limit and what is left to the request; None for no bound."""
@@ -134,7 +140,9 @@ class Attempts:
         With `fits` only backends that it takes are tried, and none is asked again.
         """
         failed = self.trail.failed
-        if not failed:
+        if self._confined:
+            backend = self._queue.pop() if self._queue else None
+        elif not failed:
             backend = self.peek()
         elif self.final is not None or (self.deadline is not None and time.monotonic() >= self.deadline):
             return None

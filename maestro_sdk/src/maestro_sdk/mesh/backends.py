@@ -9,10 +9,11 @@ import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, StreamChatResponse
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
+from maestro_sdk.mesh.keyed import KeyedStream, KeyedWhole, StandingKeys
 from maestro_sdk.mesh.table import Backend, Table
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.validation import VALIDATED
-from maestro_sdk.tracing import outgoing_metadata
+from maestro_sdk.tracing import current_call, outgoing_metadata
 
 _CHAT = "/maestro.llm.v1.ChatService/Chat"
 _STREAM_CHAT = "/maestro.llm.v1.ChatService/StreamChat"
@@ -72,16 +73,24 @@ class Backends:
 
     def __init__(self) -> None:
         self._adapters: dict[str, _Adapter] = {}
+        self.standing = StandingKeys(lambda backend: self.channel(backend.address))
+        """Calls with a key, which would outlive this process at their adapters."""
 
     def chat(self, backend: Backend, request: ChatRequest, timeout: float | None) -> WholeCall:
         """A running unary call."""
         adapter = self._adapters.get(backend.address) or self._connect(backend.address)
-        return adapter.chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
+        call = adapter.chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
+        if (current := current_call()) is not None and current.key:
+            return KeyedWhole(call, self.standing.of(backend, current))
+        return call
 
     def stream_chat(self, backend: Backend, request: ChatRequest, timeout: float | None) -> ChatCall:
         """A running stream."""
         adapter = self._adapters.get(backend.address) or self._connect(backend.address)
-        return adapter.stream_chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
+        call = adapter.stream_chat(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
+        if (current := current_call()) is not None and current.key:
+            return KeyedStream(call, self.standing.of(backend, current))
+        return call
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """The channel to an adapter, for its other services."""
@@ -100,6 +109,7 @@ class Backends:
 
     async def close(self) -> None:
         """Closes all channels."""
+        await self.standing.close()
         for adapter in self._adapters.values():
             await adapter.channel.close()
         self._adapters.clear()

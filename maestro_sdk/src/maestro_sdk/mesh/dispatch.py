@@ -20,6 +20,7 @@ import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Finish, StreamChatResponse
 from maestro_sdk.errors import from_rpc_error
+from maestro_sdk.mesh.addressing import address, seed_of
 from maestro_sdk.mesh.attempts import Attempts, RetryBudget, TableSource
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.course import AFTER_FINISH, ERROR_AFTER_FINISH, NO_END, TWO_FINISHES, take_headroom
@@ -28,6 +29,7 @@ from maestro_sdk.mesh.hedge import ENDS, HedgeBudget, Race
 from maestro_sdk.mesh.legs import StreamLeg, WholeLeg
 from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.plan import Plan, plan, refusal
+from maestro_sdk.mesh.table import Backend
 from maestro_sdk.mesh.trail import Attempt, Trail
 
 __all__ = ["Dispatcher", "TableSource"]
@@ -68,8 +70,10 @@ class Dispatcher:
         """The whole answer; `deadline` is of the monotonic clock. Raises the last error, with what was tried."""
         run = self._begin(needs, trail, deadline, streamed=False)
 
+        seed = seed_of(request, needs)
+
         def ask(attempt: Attempt) -> WholeLeg:
-            request.model = attempt.backend.model
+            address(request, attempt.backend, seed)
             return WholeLeg(attempt, self._backends.chat(attempt.backend, request, run.timeout(attempt)))
 
         try:
@@ -92,21 +96,30 @@ class Dispatcher:
         raise run.exhausted()
 
     async def stream(
-        self, request: ChatRequest, needs: Needs, trail: Trail, deadline: float | None = None
+        self,
+        request: ChatRequest,
+        needs: Needs,
+        trail: Trail,
+        deadline: float | None = None,
+        only: Backend | None = None,
     ) -> AsyncGenerator[StreamChatResponse]:
         """The answer piece by piece: one `started` first, one `finish` last. Closing the iterator cancels the attempt.
 
-        Raises the error of the last attempt; after content was handed on, its metadata says `after_content`.
+        With `only` an answer is taken up that stands at that backend, and no other one is asked. Raises the error of
+        the last attempt; after content was handed on, its metadata says `after_content`.
         """
-        run = self._begin(needs, trail, deadline, streamed=True)
+        run = self._begin(needs, trail, deadline, streamed=True, only=only)
+        # Of two attempts one is cancelled; who takes up a stream must know which one stands.
+        run.hedged = run.hedged or request.resumable
         relay = Relay(request, trail) if run.policy.resumes else None
         # Set once another backend may go on with what the caller has.
         heir: Relay | None = None
         obstacle = ""
 
+        seed = seed_of(request, needs)
+
         def ask(attempt: Attempt) -> StreamLeg:
-            asked = request if heir is None else heir.follow(attempt)
-            asked.model = attempt.backend.model
+            asked = address(request if heir is None else heir.follow(attempt), attempt.backend, seed)
             call = self._backends.stream_chat(attempt.backend, asked, run.timeout(attempt))
             return StreamLeg(attempt, call, run.policy)
 
@@ -182,9 +195,17 @@ class Dispatcher:
         self.endings.add(ending)
         ending.add_done_callback(self.endings.discard)
 
-    def _begin(self, needs: Needs, trail: Trail, deadline: float | None, *, streamed: bool) -> Attempts:
+    def _begin(
+        self, needs: Needs, trail: Trail, deadline: float | None, *, streamed: bool, only: Backend | None = None
+    ) -> Attempts:
         source, now = self._source, time.time()
         decision = trail.plan = plan(needs, source.table, source.local, now, self._dice)
+        if only is not None:
+            run = Attempts(
+                source, trail, decision, deadline, self._retries, self._dice, self._on_failure, streamed=streamed
+            )
+            run.confine(only)
+            return run
         if not decision.kept:
             raise refusal(decision, needs, now)
         if (hedge := decision.route.policy.hedge) is not None:
@@ -266,8 +287,10 @@ async def _hear_out(run: Attempts, leg: StreamLeg) -> None:
                 leg.call.cancel()
                 return
     except grpc.aio.AioRpcError as error:
-        # A status that nobody of the mesh made is that of a connection, not the adapter's word.
-        if "origin" not in from_rpc_error(error).metadata:
+        # A status that nobody of the mesh made is that of a connection, not the adapter's word. And whose standing call
+        # was taken up is told so.
+        facts = from_rpc_error(error).metadata
+        if "origin" not in facts and "standing" not in facts:
             run.note_breach(leg.attempt, ERROR_AFTER_FINISH)
 
 

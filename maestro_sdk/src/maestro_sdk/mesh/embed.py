@@ -20,7 +20,7 @@ from maestro_sdk.errors import MaestroError, NotFound, OutputInvalid, StreamBrok
 from maestro_sdk.mesh.attempts import Attempts, RetryBudget, TableSource
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.needs import Needs
-from maestro_sdk.mesh.plan import choose_route, plan, refusal
+from maestro_sdk.mesh.plan import Plan, choose_route, plan, refusal
 from maestro_sdk.mesh.table import DEFAULT_ROUTE, Table
 from maestro_sdk.mesh.trail import Attempt, Trail
 from maestro_sdk.mesh.vectors import MOST_NUMBERS, Assembly, Spend, keep_comparable, refuse_too_many
@@ -80,8 +80,8 @@ class EmbedDispatcher:
 
     def _begin(self, needs: Needs, trail: Trail, deadline: float | None) -> Attempts:
         source, now = self._source, time.time()
-        needs = _with_route(needs, source.table)
-        decision = trail.plan = keep_comparable(plan(needs, source.table, source.local, now, self._dice))
+        decision = trail.plan = plan_embedding(needs, source, now, self._dice)
+        needs = decision.needs
         if not decision.kept:
             raise refusal(decision, needs, now)
         return Attempts(source, trail, decision, deadline, self._retries, self._dice, self._on_failure, streamed=False)
@@ -100,6 +100,11 @@ class EmbedDispatcher:
             work.spend.add(backend, answer, estimated)
             if work.done < len(work.calls):
                 refuse_too_many(work.count, work.length, most)
+
+
+def plan_embedding(needs: Needs, source: TableSource, now: float, dice: Callable[[], float]) -> Plan:
+    """The decision on a request for vectors. Raises as `plan`."""
+    return keep_comparable(plan(_with_route(needs, source.table), source.table, source.local, now, dice))
 
 
 def _with_route(needs: Needs, table: Table) -> Needs:

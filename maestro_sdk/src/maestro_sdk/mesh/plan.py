@@ -146,6 +146,14 @@ def choose_route(needs: Needs, table: Table) -> Route:
     return find_route(needs.model, table)
 
 
+def variant_of(needs: Needs, route: Route, table: Table) -> str:
+    """Whose answer a request on this route gets: the name of a variant of its experiment, "" for the route's own."""
+    if route.experiment is None:
+        return ""
+    residency = table.residencies.get(needs.tenant)
+    return _targets(needs, route, residency)[2]
+
+
 def _fits(needs: Needs, match: Match) -> bool:
     """Whether a route takes the request without being named. One that names a model only goes where that is listed."""
     named = needs.model if needs.model != DEFAULT_ROUTE else ""

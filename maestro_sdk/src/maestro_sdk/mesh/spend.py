@@ -8,7 +8,7 @@ from decimal import Decimal
 from maestro.llm.v1.usage_pb2 import Cost, Usage
 from maestro_sdk.adapter.fold import merge_usage
 from maestro_sdk.mesh.table import Backend
-from maestro_sdk.prices import cost_of
+from maestro_sdk.prices import cost_of, price_of
 
 _COUNTS = tuple(field.name for field in Usage.DESCRIPTOR.fields if field.name != "estimated")
 # Four characters a token is the usual rule of thumb.
@@ -55,5 +55,5 @@ def sum_costs(costs: Iterable[Cost | None]) -> Cost | None:
 
 def cost_at(backend: Backend, usage: Usage) -> Cost | None:
     """What `usage` costs at a backend; None when its price is unknown."""
-    model = backend.message.model
-    return cost_of(usage, model.price) if model.HasField("price") else None
+    price = price_of(backend.message.model)
+    return cost_of(usage, price) if price is not None else None

@@ -133,6 +133,15 @@ class Hedge:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerCache:
+    """How long and up to which size answers are given again; another `seal` stands for another version of the route."""
+
+    ttl: float
+    max_bytes: int
+    seal: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What dispatch does when an attempt of a request is slow or fails. Times in seconds, 0 for none."""
 
@@ -186,6 +195,8 @@ class Route:
     """Strategies of single tiers; all others have `strategy`."""
     loss_limit: float | None
     """Seconds without a router after which requests are refused; None: never."""
+    cache: AnswerCache | None = None
+    """None where every request is asked anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +217,8 @@ class Table:
     """What each alias stands for."""
     residencies: Mapping[str, Residency] = field(default_factory=dict[str, Residency])
     """Where requests of a tenant may be answered, by tenant."""
+    caches: bool = False
+    """Whether any route gives answers again."""
 
     def names(self) -> list[str]:
         """What a request's `model` may say: routes first, then models."""
@@ -249,6 +262,7 @@ def compile_table(message: pb.RouteTable) -> Table:
             tenant: Residency(frozenset(found.regions), frozenset(found.providers))
             for tenant, found in message.residencies.items()
         },
+        any(route.cache is not None for route in routes.values()),
     )
 
 
@@ -309,7 +323,14 @@ def _route(route: pb.Route, by_model: Mapping[str, Sequence[Backend]], limits: p
         require_native=limits.require_native,
         tier_strategies={tier: _understood(name) for tier, name in route.tier_strategies.items()},
         loss_limit=_seconds(limits.router_loss_after) if limits.on_router_loss == pb.ROUTER_LOSS_REFUSE else None,
+        cache=_cache(route) if route.HasField("cache") else None,
     )
+
+
+def _cache(route: pb.Route) -> AnswerCache:
+    # The whole route: what it answered under other rules, or by other models, is not its answer any more.
+    seal = hashlib.blake2b(route.SerializeToString(deterministic=True), digest_size=16).digest()
+    return AnswerCache(_seconds(route.cache.ttl), route.cache.max_bytes, seal)
 
 
 def _understood(strategy: str) -> str:

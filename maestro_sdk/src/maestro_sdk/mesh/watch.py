@@ -185,6 +185,8 @@ class RouteWatcher:
         """Follows one router until it is gone; returns for how many seconds its tables came."""
         joined: list[float] = []
         clock = asyncio.get_running_loop().time
+        if self.lost and not await _listens(address, self._patience.answer):
+            return 0.0
         try:
             # Its own channel, which tries to connect now: an old one might still be waiting for its next try.
             async with open_channel(address) as channel, asyncio.TaskGroup() as group:
@@ -267,6 +269,18 @@ class RouteWatcher:
 
 class _RouterGone(Exception):
     pass
+
+
+async def _listens(address: str, timeout: float) -> bool:
+    """Whether anybody takes connections there. Asking costs a tenth of a channel, and may go on for days."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 def _told(gone: BaseExceptionGroup[BaseException]) -> str:

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from maestro.llm.v1.model_pb2 import GetInfoRequest, GetInfoResponse, ListModelsRequest, Model
 from maestro.llm.v1.model_pb2_grpc import ModelServiceStub
+from maestro.llm.v1.usage_pb2 import Price
 from maestro.router.v1 import router_pb2 as pb
 from maestro_router.compile import Adapter
 from maestro_sdk.adapter.servicer import SPI_VERSION
@@ -201,12 +202,17 @@ def mend(model: Model) -> str:
     """Takes from a model what would break those who read the table; tells what was wrong, "" for nothing."""
     if not _is_named(model):
         return 'left out, since its id is not "provider/name", or nothing that a request can name'
-    if model.HasField("price"):
-        amounts = (model.price.input, model.price.output, model.price.minimum_charge or "0")
-        if not all(_AMOUNT.fullmatch(amount) for amount in amounts):
-            model.ClearField("price")
-            return "its price is not decimal text, so it counts as unknown"
-    return ""
+    wrong = [price for price in model.announced_prices if not _is_decimal(price)]
+    for price in wrong:
+        model.announced_prices.remove(price)
+    if model.HasField("price") and not _is_decimal(model.price):
+        model.ClearField("price")
+        return "its price is not decimal text, so it counts as unknown"
+    return "an announced price is not decimal text, so it is left out" if wrong else ""
+
+
+def _is_decimal(price: Price) -> bool:
+    return all(_AMOUNT.fullmatch(amount) for amount in (price.input, price.output, price.minimum_charge or "0"))
 
 
 def _is_named(model: Model) -> bool:

@@ -123,7 +123,7 @@ def compile_routes(
             copy = table.routes.add()
             if limits is not None:
                 copy.CopyFrom(limits)
-                for field in ("targets", "match", "experiment", "quality", "strategies", "tier_strategies"):
+                for field in ("targets", "match", "experiment", "quality", "strategies", "tier_strategies", "cache"):
                     copy.ClearField(field)
             copy.name, copy.strategy = alias, "fallback"
             copy.max_attempts = copy.max_attempts or 3
@@ -159,6 +159,9 @@ def _add_policy(route: RouteConfig, message: pb.Route) -> None:
         message.hedge.max_extra = route.hedge.max_extra
         if route.hedge.after is not None:
             message.hedge.after.FromNanoseconds(int(route.hedge.after * 1e9))
+    if route.cache is not None:
+        message.cache.max_bytes = route.cache.max_bytes
+        message.cache.ttl.FromNanoseconds(int(route.cache.ttl * 1e9))
     message.resume = pb.RESUME_CONTINUE if route.resume == "continue" else pb.RESUME_FAIL
     message.require_native = route.require_native
     message.on_router_loss = pb.ROUTER_LOSS_REFUSE if route.on_router_loss == "refuse" else pb.ROUTER_LOSS_SERVE
