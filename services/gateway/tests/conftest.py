@@ -19,6 +19,7 @@ import pytest
 from google.api.httpbody_pb2 import HttpBody
 
 from maestro.event.v1.event_pb2 import Event
+from maestro.event.v1.event_pb2_grpc import EventServiceStub
 from maestro.gateway.v1.anthropic_pb2_grpc import AnthropicServiceStub
 from maestro.gateway.v1.http_pb2_grpc import HttpServiceStub
 from maestro.gateway.v1.openai_pb2_grpc import OpenAIServiceStub
@@ -28,9 +29,14 @@ from maestro.router.v1 import router_pb2 as pb
 from maestro_gateway.account import Accountant
 from maestro_gateway.anthropic.service import AnthropicService
 from maestro_gateway.chat_service import ChatService
+from maestro_gateway.events import Feeds
+from maestro_gateway.events.service import SUBSCRIBE, EventService
 from maestro_gateway.http_service import HttpService
 from maestro_gateway.identity import Keys
 from maestro_gateway.identity.door import authenticator
+from maestro_gateway.identity.keys import configured
+from maestro_gateway.identity.sittings import Sittings
+from maestro_gateway.ledger import Ledger, Usage
 from maestro_gateway.limits import Limiter
 from maestro_gateway.mesh import Mesh
 from maestro_gateway.model_service import ModelService
@@ -51,6 +57,8 @@ from maestro_sdk.testing.servers import free_port, serve
 
 KEY = "mk-acme-0123456789"
 OTHER_KEY = "mk-globex-0123456789"
+ADMIN_KEY = "mk-acme-admin-0123456789"
+OPERATOR_KEY = "mk-operator-0123456789"
 
 
 @dataclass
@@ -107,6 +115,9 @@ class Gateway:
         self.rest: Any = HttpServiceStub(channel)
         self.openai: Any = OpenAIServiceStub(channel)
         self.anthropic: Any = AnthropicServiceStub(channel)
+        self.subscriptions: Any = EventServiceStub(channel)
+        self.interceptor: MeshInterceptor
+        self.keys: Keys
         self.http = aiohttp.ClientSession(f"http://127.0.0.1:{sockets.port}")
 
     def kinds(self) -> list[str]:
@@ -176,9 +187,10 @@ async def start() -> AsyncIterator[Start]:
             ping: float = 15.0,
             events: EventReader | None = None,
             limiter: Limiter | None = None,
+            patience: float = 20.0,
             **limits: Any,
         ) -> Gateway:
-            return await stack.enter_async_context(_running(providers, ping, events, limiter, limits))
+            return await stack.enter_async_context(_running(providers, ping, events, limiter, patience, limits))
 
         yield begin
 
@@ -189,6 +201,7 @@ async def _running(
     ping: float,
     events: EventReader | None,
     limiter: Limiter | None,
+    patience: float,
     limits: Mapping[str, Any],
 ) -> AsyncGenerator[Gateway]:
     async with AsyncExitStack() as stack:
@@ -204,6 +217,8 @@ async def _running(
                     serve(ChatServicer(provider), interceptors=[MeshInterceptor()])
                 )
             model = tables.model(f"{name}/model", "TOOLS", "JSON_SCHEMA")
+            if name in limits.get("prices", {}):
+                model.price.CopyFrom(limits["prices"][name])
             backends.append(tables.backend(f"adapter-{name}", model, address))
             targets.append((model.id, 1.0))
         routes = {"default": targets, "first": targets[:1]}
@@ -213,32 +228,49 @@ async def _running(
         source.local.adopt(source.table, time.time())
         channels = Backends()
         published: list[Event] = []
+        budgets = limits.get("budgets")
         routers = Routers()
         mesh = Mesh(
             source=source,
             routers=routers,
             backends=channels,
             dispatcher=Dispatcher(source, channels),
-            accountant=Accountant(published.append, lambda: False, limiter),
+            accountant=Accountant(
+                published.append, lambda: False, limiter, budgets(source, published) if budgets is not None else None
+            ),
+            cache=limits.get("store"),
+            recorder=limits.get("recorder"),
             switched_off=(("claude", "ANTHROPIC_API_KEY is not set"),),
         )
-        keys = Keys([("acme", KEY), ("globex", OTHER_KEY)])
+        keys = Keys(
+            [
+                ("acme", KEY),
+                ("globex", OTHER_KEY),
+                configured("acme", ADMIN_KEY, ["admin"]),
+                configured("operations", OPERATOR_KEY, ["operator"]),
+            ]
+        )
         reader: Any = events or Silence()
-        sockets = SocketServer(mesh, keys, reader, "127.0.0.1:0", max_body=100_000, ping=ping)
+        feeds = Feeds(reader)
+        sittings = await stack.enter_async_context(Sittings(keys))
+        sockets = SocketServer(mesh, keys, feeds, "127.0.0.1:0", max_body=100_000, ping=ping)
         await sockets.open()
-        rest = HttpService(mesh, Records(reader), max_body=100_000, ping=ping)
+        rest = HttpService(mesh, Records(reader), Usage(Ledger("nats://127.0.0.1:1")), max_body=100_000, ping=ping)
+        interceptor = MeshInterceptor(authenticate=authenticator(keys), endless=(SUBSCRIBE,))
         address = await stack.enter_async_context(
             serve(
                 ChatService(mesh),
                 ModelService(source),
+                EventService(feeds, sittings, patience=patience),
                 rest,
                 OpenAIService(mesh, None, max_body=100_000, ping=ping),
                 AnthropicService(mesh, max_body=100_000, ping=ping),
-                interceptors=[MeshInterceptor(authenticate=authenticator(keys))],
+                interceptors=[interceptor],
             )
         )
         channel = open_channel(address)
         gateway = Gateway(channel, sockets, source, routers, published)
+        gateway.interceptor, gateway.keys = interceptor, keys
         try:
             yield gateway
         finally:

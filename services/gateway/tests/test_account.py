@@ -51,6 +51,15 @@ async def test_a_plain_answer(start: Start, streamed: bool) -> None:
     ]
 
 
+async def test_the_end_is_told_before_its_caller_sees_it(start: Start) -> None:
+    """A death of the gateway right after it must not take what the answer cost."""
+    gateway = await start(priced("0.000042", "a", "b"))
+    async for batch in gateway.chats.StreamChat(QUESTION, metadata=metadata(KEY)):
+        if any(event.HasField("finish") for event in batch.events):
+            assert gateway.kinds() == ["request.started", "request.completed"]
+    assert gateway.kinds() == ["request.started", "request.completed"]
+
+
 async def test_a_hedged_answer_names_the_winner_and_both_attempts(start: Start) -> None:
     slow = ScriptedProvider(fault=Fault.STALL_BEFORE_CONTENT)
     gateway = await start(slow, priced("0.000042", "a"), hedge_after=0.03, max_extra=1.0)

@@ -21,6 +21,7 @@ from maestro.event.v1.event_pb2 import Event, RequestOperation
 from maestro.gateway.v1.openai_pb2_grpc import OpenAIServiceStub
 from maestro.llm.v1.embedding_pb2 import EmbedPurpose, EmbedRequest, EmbedResponse
 from maestro_gateway.account import Accountant
+from maestro_gateway.cache import AnswerStore
 from maestro_gateway.embedding_service import EmbeddingService
 from maestro_gateway.identity import Keys
 from maestro_gateway.identity.door import authenticator
@@ -67,13 +68,18 @@ class Doors:
 
 
 @asynccontextmanager
-async def doors(*adapters: PlainEmbedder, limiter: Limiter | None = None) -> AsyncGenerator[Doors]:
+async def doors(
+    *adapters: PlainEmbedder, limiter: Limiter | None = None, cache: AnswerStore | None = None, budgets: Any = None
+) -> AsyncGenerator[Doors]:
     async with AsyncExitStack() as stack:
         backends = [
             tables.backend(f"a{number}", adapter.model, await stack.enter_async_context(serve(adapter)))
             for number, adapter in enumerate(adapters)
         ]
-        source = Source(compile_table(tables.message(backends, {"default": [(b.model.id, 1.0) for b in backends]})))
+        table = tables.message(backends, {"default": [(b.model.id, 1.0) for b in backends]})
+        if cache is not None:
+            table.routes[0].cache.ttl.seconds, table.routes[0].cache.max_bytes = 600, 10_000
+        source = Source(compile_table(table))
         source.local.adopt(source.table, time.time())
         channels, events = Backends(), list[Event]()
         stack.push_async_callback(channels.close)
@@ -82,7 +88,8 @@ async def doors(*adapters: PlainEmbedder, limiter: Limiter | None = None) -> Asy
             routers=Routers(),
             backends=channels,
             dispatcher=Dispatcher(source, channels),
-            accountant=Accountant(events.append, lambda: False, limiter),
+            accountant=Accountant(events.append, lambda: False, limiter, budgets and budgets(source, events)),
+            cache=cache,
         )
         keys = Keys([("acme", KEY), ("globex", OTHER_KEY), configured("acme", CHATS_ONLY, ("chat",))])
         address = await stack.enter_async_context(
@@ -356,3 +363,23 @@ async def test_a_key_without_the_scope_embeds_nothing():
             with pytest.raises(PermissionDenied, match="embeddings"):
                 await client.embed("a")
     assert adapter.asked == []
+
+
+async def test_vectors_are_given_again_to_their_tenant_alone():
+    embedder = PlainEmbedder("p0/small")
+    async with doors(embedder, cache=AnswerStore()) as running:
+        body = {"input": ["text 1", "text 2"]}
+        first, again = await running.post(body), await running.post(body)
+        assert first.json["data"] == again.json["data"]
+        assert len(embedder.asked) == 1
+        foreign = await running.post(body, OTHER_KEY)
+        assert foreign.json["data"] == first.json["data"]
+        assert len(embedder.asked) == 2
+    states = [reply.headers["x-maestro-cache"] for reply in (first, again, foreign)]
+    assert states == ["miss", "hit", "miss"]
+    ends = [event.request_completed for event in running.events if event.kind == "request.completed"]
+    assert [(end.cached, end.cost.usd) for end in ends] == [
+        (False, ends[2].cost.usd),
+        (True, "0"),
+        (False, ends[2].cost.usd),
+    ]

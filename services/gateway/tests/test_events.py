@@ -13,7 +13,11 @@ import pytest
 from maestro.event.v1.event_pb2 import JobProgress, JobQueued, RequestCompleted, RequestStarted
 from maestro.llm.v1.chat_pb2 import FinishReason
 from maestro.llm.v1.usage_pb2 import Cost, Usage
-from maestro_gateway.event_stream import EventSocket, Query, read_query
+from maestro_gateway.events import Query
+from maestro_gateway.events.entry import Entry
+from maestro_gateway.events.feed import Gap
+from maestro_gateway.events.query import read_parameters
+from maestro_gateway.events.socket import EventSocket
 from maestro_sdk.errors import InvalidRequest
 from maestro_sdk.service.events import EventPublisher, EventReader, new_event
 from maestro_sdk.testing.scripted import ScriptedProvider
@@ -76,7 +80,7 @@ async def test_events_of_the_own_tenant_only_and_resume(gateway: Gateway, publis
 @pytest.mark.parametrize("kinds", ["request.compleated", "requests.*", "nope", "request.", "*", ">", "job.*.x", "\0"])
 def test_a_kind_that_there_is_not_is_refused(kinds: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        read_query([("kinds", f"job.*,{kinds}")])
+        read_parameters([("kinds", f"job.*,{kinds}")])
     assert [violation.field for violation in caught.value.violations] == ["kinds[1]"]
     assert "request.completed" in caught.value.message
 
@@ -114,14 +118,14 @@ async def test_a_bad_query_is_refused_before_the_upgrade(start: Start, query: st
     assert caught.value.status == 400
     items = [(name, value) for name, _, value in (pair.partition("=") for pair in query.split("&"))]
     with pytest.raises(InvalidRequest) as wrong:
-        read_query(items)
+        read_parameters(items)
     assert wrong.value.violations[0].field == field
 
 
 def test_a_good_query() -> None:
     items = [("kinds", "request.*, job.progress"), ("kinds", "tool.failed"), ("job", "j1"), ("after", "0")]
-    assert read_query(items) == Query(("request.*", "job.progress", "tool.failed"), "j1", 0)
-    assert read_query([("access_token", "x")]) == Query()
+    assert read_parameters(items) == Query(("request.*", "job.progress", "tool.failed"), "j1", 0)
+    assert read_parameters([("access_token", "x")]) == Query()
 
 
 async def test_no_events_without_nats(start: Start, unused_tcp_port: int) -> None:
@@ -172,22 +176,24 @@ class Stuck:
 
 
 class Endless:
-    """A subscription that never runs dry."""
+    """A follower that never runs dry."""
 
-    newest, lost = 5, 3
+    start, newest = 5, 5
 
-    async def batches(self) -> AsyncIterator[list[tuple[int, Any]]]:
+    async def steps(self, idle: float | None = None) -> AsyncIterator[list[Entry] | Gap | None]:
+        assert idle is None or idle > 0
+        yield Gap(3)
         sequence = self.newest
         while True:
             sequence += 1
-            yield [(sequence, started(sequence))]
+            yield [Entry(sequence, started(sequence))]
 
 
 async def test_a_reader_that_takes_nothing_is_dropped_with_a_notice() -> None:
     socket: Any = Stuck(free=4)
     endless: Any = Endless()
 
-    running = asyncio.create_task(EventSocket(socket, endless, patience=0.05).run())
+    running = asyncio.create_task(EventSocket(socket, endless, callers=False, patience=0.05).run())
     async with asyncio.timeout(5):
         while not any(b"slow_consumer" in frame for frame in socket.frames):
             await asyncio.sleep(0.01)

@@ -10,10 +10,13 @@ import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, CountTokensRequest, CountTokensResponse
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceServicer, ChatServiceStub
+from maestro_gateway.budgets import CHEAPER, sent_cheaper
 from maestro_gateway.chats import Chat
+from maestro_gateway.files.attachments import MEDIA, attach
 from maestro_gateway.identity import permit
 from maestro_gateway.limits import current_ticket, openai_headers
 from maestro_gateway.mesh import Mesh, calling, deadline_of
+from maestro_gateway.resume.service import send_pieces
 from maestro_sdk.errors import MaestroError, Unimplemented, from_rpc_error
 from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.mesh.plan import refusal
@@ -34,6 +37,10 @@ class ChatService(ChatServiceServicer):
 
     async def StreamChat(self, request: ChatRequest, context: Any) -> None:
         try:
+            if request.resumable and (streams := self._mesh.streams) is not None:
+                reading = await streams.begin(request, calling(), deadline_of(context))
+                await send_pieces(reading, context)
+                return
             # Writing instead of yielding: when the call is cancelled, the attempt is closed here and now.
             async with aclosing(Chat(self._mesh, request, deadline_of(context)).stream()) as batches:
                 async for batch in batches:
@@ -46,6 +53,10 @@ class ChatService(ChatServiceServicer):
         chat = request.request
         permit(chat)
         needs = needs_of(chat, calling().tenant)
+        if self._mesh.files is not None and needs.required & MEDIA:
+            chat = await attach(self._mesh.files, calling().tenant, chat)
+            request = CountTokensRequest(request=chat)
+            chat = request.request
         plan = self._mesh.plan(needs)
         if not plan.kept:
             raise refusal(plan, needs, time.time())
@@ -68,6 +79,10 @@ class ChatService(ChatServiceServicer):
 
 
 def tell_limits(context: Any) -> None:
-    """Tells behind the answer what is left of the caller's limits, where there are any."""
-    if (ticket := current_ticket()) is not None:
-        context.set_trailing_metadata(openai_headers(ticket))
+    """Tells behind the answer what is left of the caller's limits, where there are any, and of a cheaper route."""
+    ticket = current_ticket()
+    told = openai_headers(ticket) if ticket is not None else []
+    if sent_cheaper():
+        told.append(CHEAPER)
+    if told:
+        context.set_trailing_metadata(told)

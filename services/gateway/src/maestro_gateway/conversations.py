@@ -1,7 +1,11 @@
 """`GET /v1/chat/stream`: any number of conversations, one after another or at once, on one WebSocket.
 
     up    {"type":"chat","id":"c1","request":{…}}   {"type":"cancel","id":"c1"}   {"type":"ping"}
+          {"type":"resume","id":"c1","stream":"req_…","after":12}
     down  {"id":"c1","type":"started",…}  {"id":"c1","type":"text",…}  …  {"id":"c1","type":"finish" or "error",…}
+
+The frames of a resumable chat carry their number as `seq`. Such a chat goes on without its socket for a while; a
+`cancel` ends it.
 
 Every conversation ends with exactly one `finish` or `error`. A reader that is slow holds up its conversations, and with
 them the providers; nothing is collected in memory.
@@ -11,16 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any, cast
 
 from aiohttp import ClientConnectionError, WSMsgType, web
 
 from maestro_gateway.chats import Chat
-from maestro_gateway.json_codec.answer import PONG, quoted, socket_error, socket_frames
+from maestro_gateway.json_codec.answer import PONG, numbered_frames, quoted, socket_error, socket_frames
 from maestro_gateway.json_codec.chat_request import read_chat
 from maestro_gateway.json_codec.document import parse_object
-from maestro_gateway.mesh import Mesh
+from maestro_gateway.mesh import Mesh, calling
+from maestro_gateway.resume.reading import Reading
+from maestro_gateway.resume.service import require_streams
 from maestro_sdk.errors import (
     Cancelled,
     Internal,
@@ -30,7 +37,7 @@ from maestro_sdk.errors import (
     TenantConcurrency,
     UpstreamError,
 )
-from maestro_sdk.tracing import Call, enter_call, new_request_id
+from maestro_sdk.tracing import Call, enter_call, is_request_id, new_request_id
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +111,7 @@ class ChatSocket:
         try:
             frame = parse_object(raw)
             match frame.get("type"):
-                case "chat":
+                case "chat" | "resume":
                     name = _name_of(frame)
                     if self._runs(name):
                         # Told without the name: the error under it would look like that conversation's end.
@@ -120,7 +127,7 @@ class ChatSocket:
                 case "ping":
                     await self._socket.send_frame(PONG, WSMsgType.TEXT)
                 case _:
-                    raise InvalidRequest.at("type", "must be one of chat, cancel, ping")
+                    raise InvalidRequest.at("type", "must be one of chat, resume, cancel, ping")
         except MaestroError as error:
             await self._tell(name, error, self._call.request_id)
 
@@ -132,23 +139,34 @@ class ChatSocket:
             raise NoBackend(GOING_AWAY.decode(), retry_after=1.0)
         if len(self._running) >= MOST:
             raise TenantConcurrency(f"{MOST} conversations run on this socket already; wait for one to end")
-        document = frame.get("request")
-        if type(document) is not dict:
-            raise InvalidRequest.at("request", "must be an object: the body of a chat request")
+        answer = self._answer_to(name, frame)
+        own = frame["type"] == "chat" and _stream_of(frame)
         self._idle.clear()
         self._over.discard(name)
         previous = self._running.get(name)
-        task = group.create_task(self._converse(name, cast("dict[str, Any]", document), previous))
+        call = Call(own or new_request_id(), self._call.tenant, self._call.traceparent)
+        task = group.create_task(self._converse(name, call, answer, previous))
         self._running[name] = task
         task.add_done_callback(lambda task: self._forget(name, task))
 
-    async def _converse(self, name: str, document: dict[str, Any], previous: asyncio.Task[None] | None) -> None:
-        call = Call(new_request_id(), self._call.tenant, self._call.traceparent)
+    def _answer_to(self, name: str, frame: dict[str, Any]) -> Callable[[], Awaitable[None]]:
+        """What answers a frame. Raises `InvalidRequest`."""
+        if frame["type"] == "resume":
+            stream, after = _place_of(frame)
+            return lambda: self._resume(name, stream, after)
+        document = frame.get("request")
+        if type(document) is not dict:
+            raise InvalidRequest.at("request", "must be an object: the body of a chat request")
+        return lambda: self._answer(name, cast("dict[str, Any]", document))
+
+    async def _converse(
+        self, name: str, call: Call, answer: Callable[[], Awaitable[None]], previous: asyncio.Task[None] | None
+    ) -> None:
         enter_call(call)
         try:
             if previous is not None:
                 await asyncio.wait((previous,))
-            await self._answer(name, document)
+            await answer()
         except ClientConnectionError:
             log.debug("%s: the peer left", call.request_id)
         except MaestroError as error:
@@ -174,6 +192,10 @@ class ChatSocket:
     async def _answer(self, name: str, document: dict[str, Any]) -> None:
         body = read_chat(document)
         request, conversation, send = body.request, quoted(name), self._socket.send_frame
+        if request.resumable and (streams := self._mesh.streams) is not None:
+            call = calling()
+            await self._send_pieces(name, await streams.begin(request, call, None, body.warnings), call.request_id)
+            return
         chat = Chat(self._mesh, request)
         async with aclosing(chat.stream()) as batches:
             async for batch in batches:
@@ -181,6 +203,24 @@ class ChatSocket:
                     self._over.add(name)
                 for frame in socket_frames(conversation, batch.events, chat.route, body.warnings):
                     await send(frame, WSMsgType.TEXT)
+
+    async def _resume(self, name: str, stream: str, after: int) -> None:
+        streams = require_streams(self._mesh.streams)
+        await self._send_pieces(name, streams.resume(self._call.tenant, stream, after), stream)
+
+    async def _send_pieces(self, name: str, reading: Reading, stream: str) -> None:
+        conversation, send = quoted(name), self._socket.send_frame
+        try:
+            async with aclosing(reading.pieces()) as pieces:
+                async for piece in pieces:
+                    if piece.events[-1].WhichOneof("kind") == "finish":
+                        self._over.add(name)
+                    for frame in numbered_frames(conversation, piece.events, reading.route, piece.before):
+                        await send(frame, WSMsgType.TEXT)
+        except asyncio.CancelledError:
+            if not (self._left or self._cut):
+                await require_streams(self._mesh.streams).cancel(self._call.tenant, stream)
+            raise
 
     async def _tell(self, name: str, error: MaestroError, request_id: str) -> None:
         if self._running.get(name) is asyncio.current_task():
@@ -198,3 +238,23 @@ def _name_of(frame: dict[str, Any]) -> str:
     if type(name) is not str or not 0 < len(name) <= _LONGEST_ID:
         raise InvalidRequest.at("id", f"must be a string of 1 to {_LONGEST_ID} characters that names the conversation")
     return name
+
+
+def _stream_of(frame: dict[str, Any]) -> str:
+    """The name that the client gives a stream, by which it is taken up; empty when it leaves that to the gateway."""
+    name = frame.get("stream")
+    if name is None:
+        return ""
+    if type(name) is not str or not is_request_id(name):
+        raise InvalidRequest.at("stream", "must be 1 to 128 letters, digits, `.`, `_`, `:` and `-`")
+    return name
+
+
+def _place_of(frame: dict[str, Any]) -> tuple[str, int]:
+    """The stream that a frame takes up, and the number of the last event that the client has."""
+    stream, after = _stream_of(frame), frame.get("after", 0)
+    if not stream:
+        raise InvalidRequest.at("stream", "is required: what `started` told as `stream`")
+    if type(after) is not int or not 0 <= after < 2**31:
+        raise InvalidRequest.at("after", "must be the number of the last event that arrived, or 0")
+    return stream, after

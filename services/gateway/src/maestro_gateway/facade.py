@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from google.api.httpbody_pb2 import HttpBody
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse
+from maestro_gateway.budgets import CHEAPER, sent_cheaper
+from maestro_gateway.cache import cache_state
 from maestro_gateway.chats import Chat
 from maestro_gateway.identity import admitted
 from maestro_gateway.json_codec.answer import PING
@@ -27,6 +29,8 @@ from maestro_sdk.tracing import REQUEST_ID_KEY
 log = logging.getLogger(__name__)
 
 JSON = "application/json"
+CACHE_HEADER = "x-maestro-cache"
+"""Whether an answer was given before; only where the route gives answers again."""
 _SSE = "text/event-stream"
 # Without `x-accel-buffering` a proxy such as nginx collects the events.
 _DEGRADED = ("x-maestro-degraded", "true")
@@ -37,6 +41,24 @@ EncodeError = Callable[[MaestroError, str], bytes]
 """(error, request id) gives the body of an error in the shape of an API."""
 Note = Callable[[Iterable[ChatEvent]], Awaitable[None] | None]
 """Takes events of an answer before they are sent on, and gives what has to be awaited before that."""
+
+
+class Batch(Protocol):
+    """Events that came together."""
+
+    @property
+    def events(self) -> Iterable[ChatEvent]:
+        """The events, in order."""
+        ...
+
+
+class Source(Protocol):
+    """What answers."""
+
+    @property
+    def route(self) -> str:
+        """The route that was taken, known from the first event on; empty when the model was named directly."""
+        ...
 
 
 class Frames(Protocol):
@@ -105,7 +127,14 @@ class Facade:
         return await chat.complete(), chat.route
 
     async def stream(self, request: ChatRequest, frames: Frames, context: Any, note: Note | None = None) -> HttpBody:
-        """Server-sent events, of which the last ones are returned.
+        """Server-sent events, of which the last ones are returned. Errors as `send`."""
+        chat = Chat(self._mesh, request, deadline_of(context))
+        return await self.send(chat, chat.stream(), frames, context, note)
+
+    async def send(
+        self, source: Source, batches: AsyncGenerator[Batch], frames: Frames, context: Any, note: Note | None = None
+    ) -> HttpBody:
+        """The `batches` of a `source` as server-sent events, of which the last ones are returned.
 
         An error before the first byte is raised; later ones become an event of the stream.
         """
@@ -122,16 +151,14 @@ class Facade:
             await context.write(HttpBody(content_type=_SSE, data=data).SerializeToString())
 
         try:
-            async with Pulse(lambda: send(PING), self._ping) as pulse:
-                chat = Chat(self._mesh, request, deadline_of(context))
-                async with aclosing(chat.stream()) as batches:
-                    async for batch in batches:
-                        frames.route = frames.route or chat.route
-                        if note is not None and (noting := note(batch.events)) is not None:
-                            await noting
-                        data = frames.frames(batch.events)
-                        if data:
-                            await pulse.write(send(data))
+            async with Pulse(lambda: send(PING), self._ping) as pulse, aclosing(batches):
+                async for batch in batches:
+                    frames.route = frames.route or source.route
+                    if note is not None and (noting := note(batch.events)) is not None:
+                        await noting
+                    data = frames.frames(batch.events)
+                    if data:
+                        await pulse.write(send(data))
         except Exception as error:
             if not begun:
                 raise
@@ -139,9 +166,9 @@ class Facade:
         # Whoever reads has all events by now: they were not held back for the end of the call.
         return HttpBody()
 
-    async def begin(self, context: Any) -> None:
+    async def begin(self, context: Any, *headers: tuple[str, str]) -> None:
         """Sends the headers of an answer that comes in pieces."""
-        await context.send_initial_metadata(self._ids())
+        await context.send_initial_metadata((*headers, *self._ids()))
 
     def _late_headers(self, made: HttpBody | bytes) -> list[tuple[str, str]]:
         """The headers that a good answer still has to get: what came in pieces had its own before the first one."""
@@ -149,6 +176,11 @@ class Facade:
         headers = [] if ticket is None or ticket.told else [*self._limit_headers(ticket)]
         if self._mesh.routers.degraded and (not isinstance(made, HttpBody) or made.content_type):
             headers.append(_DEGRADED)
+        # What came in pieces told it before the first one.
+        if (state := cache_state()) and (not isinstance(made, HttpBody) or made.content_type):
+            headers.append((CACHE_HEADER, state))
+        if sent_cheaper() and (not isinstance(made, HttpBody) or made.content_type):
+            headers.append(CHEAPER)
         return headers
 
     def _ids(self) -> list[tuple[str, str]]:
@@ -156,6 +188,10 @@ class Facade:
         ids = [(name, calling().request_id) for name in self._id_headers]
         if self._mesh.routers.degraded:
             ids.append(_DEGRADED)
+        if state := cache_state():
+            ids.append((CACHE_HEADER, state))
+        if sent_cheaper():
+            ids.append(CHEAPER)
         ticket = current_ticket()
         if ticket is None:
             return ids

@@ -9,32 +9,46 @@ from typing import Any
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 
-from maestro.gateway.v1.http_pb2 import GetProviderHealthRequest, ListBackendsRequest, ListModelsRequest
+from maestro.gateway.v1.http_pb2 import (
+    EndChatRequest,
+    FollowChatRequest,
+    GetProviderHealthRequest,
+    ListBackendsRequest,
+    ListModelsRequest,
+)
 from maestro.gateway.v1.http_pb2_grpc import HttpServiceServicer
 from maestro.router.v1 import router_pb2 as pb
+from maestro.usage.v1.usage_pb2 import QueryUsageRequest
+from maestro_gateway.budgets.estimate import estimates_of
 from maestro_gateway.facade import Facade
-from maestro_gateway.identity import permit
+from maestro_gateway.identity import current_caller, permit
 from maestro_gateway.json_codec.answer import Frames, encode_answer, encode_error
 from maestro_gateway.json_codec.chat_request import decode_chat, read_chat
 from maestro_gateway.json_codec.document import parse_object
+from maestro_gateway.json_codec.estimate import encode_estimates
 from maestro_gateway.json_codec.mesh import RouterView, encode_backends, encode_decision, encode_health, encode_models
 from maestro_gateway.json_codec.record import encode_record, read_record_query
-from maestro_gateway.mesh import Mesh, calling
+from maestro_gateway.ledger import Usage
+from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_gateway.records import Records
+from maestro_gateway.resume.service import read_after, require_streams
 from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.mesh.plan import refusal
 from maestro_sdk.service.interceptors import returns_last
 
 _ROUTER_PATIENCE = 1.0
+_CSV = "text/csv; charset=utf-8"
+_CSV_NAME = ("content-disposition", 'attachment; filename="usage.csv"')
 
 
 class HttpService(HttpServiceServicer):
     """Answers REST. Callers who were not admitted come through, and are refused here with a body of our shape."""
 
-    def __init__(self, mesh: Mesh, records: Records, *, max_body: int, ping: float) -> None:
+    def __init__(self, mesh: Mesh, records: Records, usage: Usage, *, max_body: int, ping: float) -> None:
         """`max_body` in bytes, `ping` in seconds."""
         self._mesh = mesh
         self._records = records
+        self._usage = usage
         self._facade = Facade(mesh, encode_error, max_body=max_body, ping=ping)
 
     @returns_last
@@ -43,12 +57,43 @@ class HttpService(HttpServiceServicer):
 
         async def answer() -> HttpBody | bytes:
             body = decode_chat(facade.measure(request))
+            if body.stream and body.request.resumable and (streams := self._mesh.streams) is not None:
+                reading = await streams.begin(body.request, calling(), deadline_of(context), body.warnings)
+                return await facade.send(reading, reading.pieces(), Frames([], 0), context)
             if body.stream:
                 return await facade.stream(body.request, Frames(body.warnings), context)
             response, route = await facade.complete(body.request, context)
             return encode_answer(response, route, body.warnings)
 
         return await facade.answer(context, answer)
+
+    async def EstimateChat(self, request: HttpBody, context: Any) -> HttpBody:
+        async def answer() -> bytes:
+            body = decode_chat(self._facade.measure(request))
+            permit(body.request)
+            needs = needs_of(body.request, calling().tenant, streaming=body.stream)
+            plan = self._mesh.plan(needs)
+            if not plan.kept:
+                raise refusal(plan, needs, time.time())
+            return encode_estimates(estimates_of(plan, body.request), body.warnings)
+
+        return await self._facade.answer(context, answer)
+
+    @returns_last
+    async def FollowChat(self, request: FollowChatRequest, context: Any) -> HttpBody:
+        async def answer() -> HttpBody:
+            after = read_after(request, current_caller().header("last-event-id"))
+            reading = require_streams(self._mesh.streams).resume(calling().tenant, request.stream, after)
+            return await self._facade.send(reading, reading.pieces(), Frames([], after), context)
+
+        return await self._facade.answer(context, answer)
+
+    async def EndChat(self, request: EndChatRequest, context: Any) -> HttpBody:
+        async def answer() -> bytes:
+            await require_streams(self._mesh.streams).cancel(calling().tenant, request.stream)
+            return b"{}"
+
+        return await self._facade.answer(context, answer)
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> HttpBody:
         async def answer() -> bytes:
@@ -92,6 +137,19 @@ class HttpService(HttpServiceServicer):
             adapters = told.adapters if told is not None else None
             router = RouterView.of(self._mesh.routers, trouble)
             return encode_health(source.table, adapters, source.local, time.time(), self._mesh.switched_off, router)
+
+        return await self._facade.answer(context, answer)
+
+    @returns_last
+    async def ExportUsage(self, request: QueryUsageRequest, context: Any) -> HttpBody:
+        async def answer() -> HttpBody:
+            pieces = await self._usage.export(request)
+            await self._facade.begin(context, _CSV_NAME)
+            kind = _CSV
+            for piece in pieces:
+                await context.write(HttpBody(content_type=kind, data=piece).SerializeToString())
+                kind = ""
+            return HttpBody()
 
         return await self._facade.answer(context, answer)
 

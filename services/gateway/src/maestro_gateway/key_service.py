@@ -18,6 +18,7 @@ from maestro.gateway.v1.key_pb2 import (
     RotateKeyResponse,
 )
 from maestro.gateway.v1.key_pb2_grpc import KeyServiceServicer
+from maestro_gateway.audit.acts import Acts
 from maestro_gateway.identity.principal import OPERATOR, Principal, admitted
 from maestro_gateway.identity.record import KeyRecord, key_id_of, request_digest
 from maestro_gateway.identity.ring import KeyRing
@@ -31,14 +32,18 @@ MOST = 1000
 """Keys of a tenant that may be good at the same time."""
 _PAGE = 100
 _DAY = 86400.0
+_LAST = 253402300799.0
+"""The last second that a timestamp can tell; one behind it, rounded, would be told to nobody."""
 _EVERY = "-"
 
 
 class KeyService(KeyServiceServicer):
     """Keeps keys in a ring. The interceptor lets nobody in without the scope `admin`."""
 
-    def __init__(self, ring: KeyRing) -> None:
+    def __init__(self, ring: KeyRing, acts: Acts | None = None) -> None:
+        """`acts` is told of every key that is made or changed."""
         self._ring = ring
+        self._acts = acts
 
     async def CreateKey(self, request: CreateKeyRequest, context: Any) -> CreateKeyResponse:
         caller, now = admitted(), time.time()
@@ -48,6 +53,7 @@ class KeyService(KeyServiceServicer):
             raise Conflict(f"the tenant has {MOST} keys that are good; revoke some first")
         await self._ring.create(record)
         log.info("key %s of tenant %s was made by %s", record.key_id, tenant, caller.key_id)
+        self._note("create", record)
         return CreateKeyResponse(key=self._told(record, caller), secret=secret)
 
     async def ListKeys(self, request: ListKeysRequest, context: Any) -> ListKeysResponse:
@@ -83,6 +89,7 @@ class KeyService(KeyServiceServicer):
 
         record = await self._ring.change(request.key_id, rotate)
         log.info("key %s of tenant %s was rotated by %s", record.key_id, record.tenant, caller.key_id)
+        self._note("rotate", record)
         return RotateKeyResponse(key=self._told(record, caller), secret=secret)
 
     async def RevokeKey(self, request: RevokeKeyRequest, context: Any) -> Key:
@@ -94,7 +101,12 @@ class KeyService(KeyServiceServicer):
 
         record = await self._ring.change(request.key_id, revoke)
         log.info("key %s of tenant %s was revoked by %s", record.key_id, record.tenant, caller.key_id)
+        self._note("revoke", record)
         return self._told(record, caller)
+
+    def _note(self, action: str, record: KeyRecord) -> None:
+        if self._acts is not None:
+            self._acts.note(action, f"key/{record.key_id}", record.tenant)
 
     def _told(self, record: KeyRecord, caller: Principal) -> Key:
         used = self._ring.used.get(record.key_id, 0.0)
@@ -110,7 +122,7 @@ def _made(request: CreateKeyRequest, tenant: str, caller: Principal, now: float)
             raise _denied(f"scopes[{index}]", "only a key with the scope 'operator' can give it")
     expires = 0.0
     if request.HasField("expire_time"):
-        expires = request.expire_time.ToNanoseconds() / 1e9
+        expires = min(request.expire_time.ToNanoseconds() / 1e9, _LAST)
         if expires <= now:
             raise InvalidRequest.at("expire_time", "lies in the past: the key would never be good")
     secret = new_secret()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from maestro_gateway.account import Accountant
+from maestro_gateway.cache.store import AnswerStore
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher, TableSource
 from maestro_sdk.mesh.embed import EmbedDispatcher
@@ -17,6 +18,9 @@ from maestro_sdk.tracing import Call, current_call
 
 if TYPE_CHECKING:
     from maestro.router.v1.router_pb2_grpc import RouterServiceAsyncStub
+    from maestro_gateway.audit.recorder import Recorder
+    from maestro_gateway.files import Files
+    from maestro_gateway.resume.streams import Streams
 
 
 class Routers(Protocol):
@@ -53,6 +57,14 @@ class Mesh:
     dispatcher: Dispatcher
     accountant: Accountant
     switched_off: tuple[tuple[str, str], ...] = ()
+    cache: AnswerStore | None = None
+    """Answers that are given again; None when none are."""
+    recorder: Recorder | None = None
+    """Records content of the tenants that chose so; None when none did."""
+    files: Files | None = None
+    """Files that requests may name; None when there are none."""
+    streams: Streams | None = None
+    """Streams that outlive the connections of their readers; None where there are none."""
     embedder: EmbedDispatcher = field(init=False)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class Decisions:
         """Counts an event and hands it on."""
         match event.WhichOneof("payload"):
             case "request_completed":
-                self._count(event.request_completed, "completed")
+                self._count(event.request_completed, "cached" if event.request_completed.cached else "completed")
             case "request_failed":
                 self._count(event.request_failed, "failed")
             case _:
@@ -43,4 +43,4 @@ class Decisions:
     def _count(self, payload: RequestCompleted | RequestFailed, outcome: str) -> None:
         decision = payload.decision
         backend = f"{payload.adapter}:{payload.provider}/{payload.model}" if payload.adapter else "none"
-        self._counts[decision.route or "none", decision.strategy or "none", backend, outcome] += 1
+        self._counts[decision.route or payload.route or "none", decision.strategy or "none", backend, outcome] += 1

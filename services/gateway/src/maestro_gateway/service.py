@@ -17,12 +17,23 @@ from maestro.event.v1.event_pb2 import (
 )
 from maestro_gateway.account import Accountant
 from maestro_gateway.anthropic.service import AnthropicService
+from maestro_gateway.audit.acts import Acts
+from maestro_gateway.audit.refusals import refusing
+from maestro_gateway.audit.service import auditing
+from maestro_gateway.budgets import budgeting
+from maestro_gateway.budgets.desk import BudgetDesk
+from maestro_gateway.cache import caching
 from maestro_gateway.chat_service import ChatService
 from maestro_gateway.embedding_service import EmbeddingService
+from maestro_gateway.events.service import SUBSCRIBE, subscriptions
+from maestro_gateway.files import FileDoor, FileService, FilesOfJobs, keeping_files
 from maestro_gateway.http_service import HttpService
 from maestro_gateway.identity.door import authenticator, identities
+from maestro_gateway.jobs import STREAM_RESULTS, running_jobs
 from maestro_gateway.keep import keeping
 from maestro_gateway.key_service import KeyService
+from maestro_gateway.ledger import Ledger, Usage
+from maestro_gateway.ledger.stream import KINDS
 from maestro_gateway.limits import limiting
 from maestro_gateway.limits.reload import follow_limits
 from maestro_gateway.mesh import Mesh
@@ -30,6 +41,11 @@ from maestro_gateway.metrics import count_decisions
 from maestro_gateway.model_service import ModelService
 from maestro_gateway.openai.service import OpenAIService
 from maestro_gateway.records import Records
+from maestro_gateway.resume.service import StreamService
+from maestro_gateway.resume.streams import resuming
+from maestro_gateway.usage_service import UsageService
+from maestro_gateway.webhooks import delivering
+from maestro_gateway.webhooks.service import WebhookService
 from maestro_gateway.websocket import SocketServer
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher
@@ -55,10 +71,17 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
     routers = in_turn((config.router.address, *config.router.others), name)
     try:
         async with (
-            EventPublisher.from_config(config, "gateway") as publisher,
+            EventPublisher.from_config(config, "gateway", durable=KINDS) as publisher,
             EventReader.from_config(config, "gateway") as events,
+            Ledger.from_config(config) as ledger,
             keeping(config) as keep,
+            caching(config) as cache,
+            keeping_files(config, acts := Acts(publisher.publish)) as files,
             identities(config) as (keys, ring),
+            refusing(publisher.publish) as refusals,
+            auditing(config, name) as (audit, recorder),
+            subscriptions(events, keys) as (feeds, event_service),
+            delivering(config, events, publisher.publish) as office,
             limiting(config, lambda payload: publisher.publish(_news(payload, name)), name) as limiter,
             RouteWatcher(
                 routers,
@@ -67,15 +90,27 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 on_change=lambda: publisher.publish(_change_of_routers(name, watcher)),
                 patience=Patience(start=_ROUTER_PATIENCE),
             ) as watcher,
+            budgeting(config, watcher, ledger, publisher, limiter.store, keys.ids_named) as budgets,
+            resuming(config, publisher.publish) as streams,
         ):
             mesh = Mesh(
                 source=watcher,
                 backends=backends,
                 dispatcher=Dispatcher(watcher, backends),
-                accountant=Accountant(count_decisions(publisher.publish), lambda: watcher.degraded, limiter),
+                accountant=Accountant(
+                    refusals.sieve(count_decisions(publisher.publish)), lambda: watcher.degraded, limiter, budgets
+                ),
                 switched_off=tuple(_switched_off(config)),
                 routers=watcher,
+                cache=cache,
+                files=files,
+                recorder=recorder,
+                streams=streams,
             )
+            streams.mesh = mesh
+
+            async def drain(grace: float) -> None:
+                await asyncio.gather(sockets.drain(grace), streams.drain(grace))
 
             begun = asyncio.get_running_loop().time()
 
@@ -87,31 +122,49 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 return f"no route table yet from the router at {' or '.join(routers)}"
 
             records = Records(events)
-            rest = HttpService(mesh, records, max_body=settings.max_body, ping=settings.ping)
+            usage, desk = Usage(ledger), BudgetDesk(budgets)
+            rest = HttpService(mesh, records, usage, max_body=settings.max_body, ping=settings.ping)
             openai = OpenAIService(mesh, keep, max_body=settings.max_body, ping=settings.ping)
             anthropic = AnthropicService(mesh, max_body=settings.max_body, ping=settings.ping)
             sockets = SocketServer(
-                mesh, keys, events, settings.websocket, max_body=settings.max_body, ping=settings.ping
+                mesh,
+                keys,
+                feeds,
+                settings.websocket,
+                max_body=settings.max_body,
+                ping=settings.ping,
+                refused=refusals.note,
+                doors=(FileDoor(files),),
             )
             tidying = asyncio.create_task(_tidy(backends, watcher))
-            following = asyncio.create_task(follow_limits(config, limiter))
+            following = asyncio.create_task(follow_limits(config, limiter, budgets))
             try:
                 await _listen(sockets, config)
-                yield Service(
-                    address=settings.address,
-                    servicers=[
-                        ChatService(mesh),
-                        EmbeddingService(mesh),
-                        ModelService(watcher),
-                        KeyService(ring),
-                        rest,
-                        openai,
-                        anthropic,
-                    ],
-                    ready=ready,
-                    authenticate=authenticator(keys),
-                    drain=sockets.drain,
-                )
+                async with running_jobs(
+                    config, mesh, name, FilesOfJobs(files), publisher, limiter.most_jobs, acts
+                ) as jobs:
+                    yield Service(
+                        address=settings.address,
+                        servicers=[
+                            ChatService(mesh),
+                            EmbeddingService(mesh),
+                            FileService(files),
+                            ModelService(watcher),
+                            StreamService(mesh),
+                            KeyService(ring, acts),
+                            UsageService(usage, audit, desk),
+                            event_service,
+                            WebhookService(office),
+                            rest,
+                            openai,
+                            anthropic,
+                            jobs,
+                        ],
+                        ready=ready,
+                        authenticate=authenticator(keys, refusals.note),
+                        endless=(SUBSCRIBE, STREAM_RESULTS),
+                        drain=drain,
+                    )
             finally:
                 tidying.cancel()
                 following.cancel()

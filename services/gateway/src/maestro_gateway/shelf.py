@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +21,6 @@ from maestro_sdk.service.bus import Client, Link
 log = logging.getLogger(__name__)
 
 BUCKET = "MAESTRO_KEPT"
-_STREAM = f"KV_{BUCKET}"
 _ROOM = 256 * 2**20
 _PATIENCE = 0.5
 """Seconds that an answer waits for NATS."""
@@ -31,11 +31,12 @@ _ERRORS = (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError)
 class Shelf:
     """Is connected while its block runs."""
 
-    def __init__(self, url: str, lasting: float) -> None:
-        """`lasting` in seconds: how long things lie there."""
+    def __init__(self, url: str, lasting: float, *, bucket: str = BUCKET, room: int = _ROOM) -> None:
+        """`lasting` in seconds: how long things lie there; `room` in bytes: what lies longest goes first."""
         self._lasting = lasting
+        self._bucket, self._room = bucket, room
         self._known = asyncio.Event()
-        self._link = Link(url, "keep", self._known.set)
+        self._link = Link(url, bucket.removeprefix("MAESTRO_").lower(), self._known.set)
         self._task: asyncio.Task[None] | None = None
 
     async def settle(self) -> bool:
@@ -50,7 +51,17 @@ class Shelf:
             return
         try:
             async with asyncio.timeout(_PATIENCE):
-                await client.jetstream().publish(_subject(key), data, timeout=_PATIENCE)
+                await client.jetstream().publish(self._subject(key), data, timeout=_PATIENCE)
+        except _ERRORS as error:
+            log.debug("a kept answer is known to this gateway only: %r", error)
+
+    async def offer(self, key: str, data: bytes) -> None:
+        """Stores without waiting for word of it: it may be lost."""
+        client = self._link.client
+        if not self._link.up or client is None or len(data) >= client.max_payload:
+            return
+        try:
+            await client.publish(self._subject(key), data)
         except _ERRORS as error:
             log.debug("a kept answer is known to this gateway only: %r", error)
 
@@ -60,9 +71,14 @@ class Shelf:
         if not self._link.up or client is None:
             raise LookupError("NATS is away")
         try:
-            message = await client.jetstream().get_last_msg(_STREAM, _subject(key), direct=True)
+            message = await client.jetstream().get_last_msg(self._stream, self._subject(key), direct=True)
         except nats.js.errors.NotFoundError:
             return None
+        except (nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError) as error:
+            # Somebody took the bucket away.
+            with suppress(*_ERRORS):
+                await self._prepare(client)
+            raise LookupError(f"the bucket is gone: {error!r}") from None
         except _ERRORS as error:
             raise LookupError(f"NATS does not answer: {error!r}") from None
         return message.data or None
@@ -80,22 +96,29 @@ class Shelf:
 
     async def _prepare(self, client: Client) -> None:
         async with asyncio.timeout(_ANSWER):
-            await _ensure(client.jetstream(), self._lasting)
+            await _ensure(client.jetstream(), self._bucket, self._lasting, self._room)
+
+    @property
+    def _stream(self) -> str:
+        return f"KV_{self._bucket}"
+
+    def _subject(self, key: str) -> str:
+        return f"$KV.{self._bucket}.{key}"
 
 
-async def _ensure(js: Any, lasting: float) -> None:
+async def _ensure(js: Any, bucket: str, lasting: float, room: int) -> None:
     """Makes the bucket, or brings it up to date. Not by the client's own function: a full one of those refuses."""
     try:
-        found = (await js.stream_info(_STREAM)).config
+        found = (await js.stream_info(f"KV_{bucket}")).config
     except nats.js.errors.NotFoundError:
         wanted = api.StreamConfig(
-            name=_STREAM,
-            subjects=[f"$KV.{BUCKET}.>"],
+            name=f"KV_{bucket}",
+            subjects=[f"$KV.{bucket}.>"],
             storage=api.StorageType.FILE,
             discard=api.DiscardPolicy.OLD,
             max_msgs_per_subject=1,
             max_age=lasting,
-            max_bytes=_ROOM,
+            max_bytes=room,
             allow_direct=True,
             allow_rollup_hdrs=True,
             deny_delete=True,
@@ -105,7 +128,3 @@ async def _ensure(js: Any, lasting: float) -> None:
     if found.max_age != lasting:
         found.max_age = lasting
         await js.update_stream(found)
-
-
-def _subject(key: str) -> str:
-    return f"$KV.{BUCKET}.{key}"

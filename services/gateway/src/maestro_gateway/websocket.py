@@ -1,4 +1,4 @@
-"""The gateway's HTTP port for WebSockets, in the same loop as its gRPC server.
+"""The gateway's HTTP port, for WebSockets and for events as server-sent events, in the loop of its gRPC server.
 
 A key comes in the `authorization` or `x-api-key` header, or from browsers, which can't set headers, as the subprotocol
 `bearer.KEY` beside `maestro`, or as `?access_token=KEY`. No key is ever logged: this server writes no access log.
@@ -9,21 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from aiohttp import web
 
 from maestro_gateway.conversations import ChatSocket
-from maestro_gateway.event_stream import EventSocket, read_query
+from maestro_gateway.events import Feeds
+from maestro_gateway.events.query import read_parameters, sees_callers, tenant_of
+from maestro_gateway.events.server_sent import EventResponse
+from maestro_gateway.events.socket import EventSocket
 from maestro_gateway.identity import Caller, Keys, Principal, enter, enter_caller, key_in
+from maestro_gateway.identity.door import Refused, owner_of, tell_nobody
 from maestro_gateway.identity.keys import Unfamiliar
 from maestro_gateway.identity.scopes import scope_of_path
+from maestro_gateway.identity.sittings import Sittings
 from maestro_gateway.json_codec.answer import encode_error
 from maestro_gateway.mesh import Mesh
+from maestro_gateway.reference import serve_reference
 from maestro_sdk.errors import Internal, InvalidRequest, MaestroError, NotFound, Unauthenticated, UpstreamError
-from maestro_sdk.service.events import EventReader
 from maestro_sdk.tracing import REQUEST_ID_KEY, TRACEPARENT_KEY, Call, call_from_metadata
 
 log = logging.getLogger(__name__)
@@ -31,8 +35,6 @@ log = logging.getLogger(__name__)
 _PROTOCOL = "maestro"
 _BEARER = "bearer."
 _WRITE_LIMIT = 64 * 1024
-_LOOK = 1.0
-"""Seconds between two looks for keys that have expired."""
 _CLOSING = 2.0
 """Seconds that a peer has to answer a close."""
 
@@ -47,27 +49,57 @@ class _Socket(Protocol):
         ...
 
 
+Identify = Callable[[web.Request], Awaitable[tuple[Call, Principal]]]
+"""Who asks. Raises when nobody does who may."""
+
+
+class Door(Protocol):
+    """What else is served on this port."""
+
+    def routes(self, identify: Identify) -> Iterable[web.RouteDef]: ...
+
+    async def drain(self, grace: float) -> None:
+        """Waits until what is under way has ended, `grace` seconds at most."""
+        ...
+
+
 class SocketServer:
-    """Serves WebSockets between `open` and `close`."""
+    """Serves WebSockets and streams of events between `open` and `close`."""
 
     def __init__(
-        self, mesh: Mesh, keys: Keys, events: EventReader, address: str, *, max_body: int, ping: float
+        self,
+        mesh: Mesh,
+        keys: Keys,
+        feeds: Feeds,
+        address: str,
+        *,
+        max_body: int,
+        ping: float,
+        refused: Refused = tell_nobody,
+        doors: Sequence[Door] = (),
     ) -> None:
-        """`address` is "host:port", `max_body` in bytes per frame, `ping` in seconds."""
+        """`address` is "host:port", `max_body` in bytes per frame, `ping` in seconds.
+
+        `refused` is told of those who are not let in.
+        """
+        self._refused = refused
+        self._doors = doors
         self._mesh = mesh
         self._keys = keys
-        self._events = events
+        self._feeds = feeds
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
         self._max_body = max_body
         self._ping = ping
-        self._sockets: dict[_Socket, Principal] = {}
-        self._dismissing: asyncio.Task[None] | None = None
-        self._keys_changed = asyncio.Event()
-        self._draining = False
+        self._sockets: set[_Socket] = set()
+        self._sittings = Sittings(keys)
+        self._watching = self._draining = False
         application = web.Application(middlewares=[self._tell_errors])
+        serve_reference(application.router)
         application.router.add_get("/v1/chat/stream", self._chat)
         application.router.add_get("/v1/events/stream", self._follow)
+        for door in doors:
+            application.router.add_routes(door.routes(self._identify))
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
         self._site: web.TCPSite | None = None
 
@@ -82,13 +114,14 @@ class SocketServer:
         await self._runner.setup()
         self._site = web.TCPSite(self._runner, self._host.strip("[]"), self._port)
         await self._site.start()
-        self._keys.changed.append(self._keys_changed.set)
-        self._dismissing = asyncio.create_task(self._dismiss())
+        await self._sittings.__aenter__()
+        self._watching = True
 
     async def close(self) -> None:
         """Ends everything that still runs."""
-        if self._dismissing is not None:
-            self._dismissing.cancel()
+        if self._watching:
+            self._watching = False
+            await self._sittings.__aexit__()
         await self._runner.cleanup()
 
     async def drain(self, grace: float) -> None:
@@ -99,6 +132,8 @@ class SocketServer:
         async with asyncio.TaskGroup() as group:
             for socket in tuple(self._sockets):
                 group.create_task(socket.finish(grace))
+            for door in self._doors:
+                group.create_task(door.drain(grace))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         call, principal = await self._identify(request)
@@ -109,33 +144,29 @@ class SocketServer:
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         call, principal = await self._identify(request)
-        query = read_query(request.query.items())
-        socket = self._socket(request)
-        async with self._events.subscribe(
-            call.tenant, kinds=query.kinds, job=query.job, after=query.after
-        ) as subscription:
-            await socket.prepare(request)
-            await self._run(EventSocket(socket, subscription), principal)
-        return socket
+        is_socket = request.headers.get("upgrade", "").lower() == "websocket"
+        resumed = "" if is_socket else request.headers.get("last-event-id", "")
+        query, callers = read_parameters(request.query.items(), resumed), sees_callers(principal)
+        tenant = tenant_of(query, principal)
+        if is_socket:
+            socket = self._socket(request)
+            async with self._feeds.follow(tenant, query) as follower:
+                await socket.prepare(request)
+                await self._run(EventSocket(socket, follower, callers=callers, transport=request.transport), principal)
+            return socket
+        self._refuse_when_draining()
+        async with self._feeds.follow(tenant, query) as follower:
+            stream = EventResponse(request, follower, callers=callers, ping=self._ping, request_id=call.request_id)
+            await self._run(stream, principal)
+        return stream.response
 
     async def _run(self, socket: _Socket, principal: Principal) -> None:
-        self._sockets[socket] = principal
+        self._sockets.add(socket)
         try:
-            await socket.run()
+            with self._sittings.hold(principal, socket.dismiss):
+                await socket.run()
         finally:
-            del self._sockets[socket]
-
-    async def _dismiss(self) -> None:
-        """Ends sockets whose key was revoked or has expired: they would else outlive it for ever."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK):
-                    await self._keys_changed.wait()
-            self._keys_changed.clear()
-            over = [socket for socket, principal in self._sockets.items() if not self._keys.is_good(principal)]
-            async with asyncio.TaskGroup() as group:
-                for socket in over:
-                    group.create_task(socket.dismiss())
+            self._sockets.discard(socket)
 
     async def _identify(self, request: web.Request) -> tuple[Call, Principal]:
         call = call_from_metadata(
@@ -143,17 +174,21 @@ class SocketServer:
         )
         enter_caller(Caller(request.headers, request.path, request.remote or ""))
         key = key_in(request.headers) or _protocol_key(request) or request.query.get("access_token", "")
+        principal = None
         try:
-            principal = self._keys.principal_of(key) if key else self._keys.authenticate(request.headers)
-        except Unfamiliar:
-            principal = await self._keys.learn(key)
-        principal.require(scope_of_path(request.path))
+            try:
+                principal = self._keys.principal_of(key) if key else self._keys.authenticate(request.headers)
+            except Unfamiliar:
+                principal = await self._keys.learn(key)
+            principal.require(scope_of_path(request.path))
+        except MaestroError as error:
+            self._refused(error, owner_of(error, principal), call.request_id)
+            raise
         enter(principal)
         return Call(call.request_id, principal.tenant, call.traceparent), principal
 
     def _socket(self, request: web.Request) -> web.WebSocketResponse:
-        if self._draining:
-            raise UpstreamError("the gateway is shutting down; connect again", retry_after=1.0)
+        self._refuse_when_draining()
         socket = web.WebSocketResponse(
             protocols=(_PROTOCOL,),
             heartbeat=self._ping,
@@ -167,6 +202,10 @@ class SocketServer:
         if not socket.can_prepare(request):
             raise InvalidRequest("this path speaks WebSocket: connect with `upgrade: websocket`")
         return socket
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise UpstreamError("the gateway is shutting down; connect again", retry_after=1.0)
 
     @web.middleware
     async def _tell_errors(

@@ -9,8 +9,8 @@ from maestro.event.v1.event_pb2 import Caller as CallerMessage
 from maestro_gateway.identity.principal import current_principal
 
 _LONGEST = 256
-_ADDRESS = "x-envoy-external-address"
-"""What Envoy says of the client, and no client can."""
+_ADDRESSES = "x-forwarded-for"
+"""Addresses of whom a call passed; the last one is Envoy's word, those before are anybody's."""
 
 
 class Caller:
@@ -24,13 +24,17 @@ class Caller:
         self._method = method
         self._peer = peer
 
+    def header(self, name: str) -> str:
+        """A header, or metadata, by its name in lower case; empty when there is none."""
+        return self._headers.get(name, "")
+
     def message(self) -> CallerMessage:
         """What of it is recorded."""
         principal = current_principal()
         headers = self._headers
         return CallerMessage(
             principal=principal.subject if principal is not None else "",
-            client_address=headers.get(_ADDRESS, self._peer)[:_LONGEST],
+            client_address=(headers.get(_ADDRESSES, "").rpartition(",")[2].strip() or self._peer)[:_LONGEST],
             user_agent=headers.get("user-agent", "")[:_LONGEST],
             method=self._method[:_LONGEST],
         )

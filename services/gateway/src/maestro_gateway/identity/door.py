@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 from maestro_gateway.identity.caller import Caller, enter_caller
 from maestro_gateway.identity.key_set import KeySet
-from maestro_gateway.identity.keys import Keys, Unfamiliar, configured, key_in
+from maestro_gateway.identity.keys import Expired, Keys, Unfamiliar, configured, key_in
 from maestro_gateway.identity.principal import Principal, enter
 from maestro_gateway.identity.ring import KeyRing
 from maestro_gateway.identity.scopes import scope_of_method
@@ -17,6 +18,7 @@ from maestro_gateway.identity.tokens import TokenVerifier
 from maestro_sdk.errors import MaestroError
 from maestro_sdk.service.interceptors import Authenticate, Metadata
 from maestro_sdk.service.settings import Config
+from maestro_sdk.tracing import call_from_metadata
 
 log = logging.getLogger(__name__)
 
@@ -26,40 +28,59 @@ _PATIENCE = 2.0
 """Seconds that a starting gateway waits for the keys that NATS holds."""
 
 
-def authenticator(keys: Keys) -> Authenticate:
+Refused: TypeAlias = Callable[[MaestroError, Principal | None, str], None]
+"""(why, whose key it was if that is known, request id) is told of each call that is not let in."""
+
+
+def tell_nobody(error: MaestroError, principal: Principal | None, request_id: str) -> None:
+    """Tells nobody of a refusal."""
+
+
+def authenticator(keys: Keys, refused: Refused = tell_nobody) -> Authenticate:
     """What finds the tenant of a gRPC call whose key has the scope of the method, and sets its principal.
 
-    Calls of REST come through without a tenant; why stands in `admitted`.
+    Calls of REST come through without a tenant; why stands in `admitted`. `refused` is told of those not let in.
     """
 
-    def admit(principal: Principal, method: str) -> str:
-        principal.require(scope_of_method(method))
+    def admit(principal: Principal, method: str, metadata: Metadata) -> str:
+        try:
+            principal.require(scope_of_method(method))
+        except MaestroError as error:
+            return refuse(error, method, metadata, principal)
         enter(principal)
         return principal.tenant
 
-    def refuse(error: MaestroError, method: str) -> str:
+    def refuse(error: MaestroError, method: str, metadata: Metadata, principal: Principal | None = None) -> str:
         enter(error)
+        refused(error, owner_of(error, principal), call_from_metadata(metadata).request_id)
         if method.startswith(_FACADES):
             return ""
         raise error
 
-    async def learn(key: str, method: str) -> str:
+    async def learn(key: str, method: str, metadata: Metadata) -> str:
         try:
-            return admit(await keys.learn(key), method)
+            principal = await keys.learn(key)
         except MaestroError as error:
-            return refuse(error, method)
+            return refuse(error, method, metadata)
+        return admit(principal, method, metadata)
 
     def authenticate(metadata: Metadata, method: str) -> str | Awaitable[str]:
         headers = {name: value for name, value in metadata if isinstance(value, str)}
         enter_caller(Caller(headers, method))
         try:
-            return admit(keys.authenticate(headers), method)
+            principal = keys.authenticate(headers)
         except Unfamiliar:
-            return learn(key_in(headers), method)
+            return learn(key_in(headers), method, metadata)
         except MaestroError as error:
-            return refuse(error, method)
+            return refuse(error, method, metadata)
+        return admit(principal, method, metadata)
 
     return authenticate
+
+
+def owner_of(error: MaestroError, principal: Principal | None) -> Principal | None:
+    """Whose key was refused, as far as that is known."""
+    return error.principal if isinstance(error, Expired) else principal
 
 
 @asynccontextmanager

@@ -31,6 +31,13 @@ class Unfamiliar(Unauthenticated):
     """A token is signed by a key that is not known yet."""
 
 
+class Expired(Unauthenticated):
+    """A key was good once."""
+
+    principal: Principal | None = None
+    """Whose it was."""
+
+
 class Keys:
     """The keys that are in force."""
 
@@ -74,7 +81,9 @@ class Keys:
         now = time.time()
         if found is not None:
             if found.expires and found.expires <= now:
-                raise Unauthenticated(f"the key {found.key_id} has expired")
+                error = Expired(f"the key {found.key_id} has expired")
+                error.principal = found
+                raise error
             self.used[found.key_id] = now
             return found
         if self._tokens is not None and _is_token(key):
@@ -97,6 +106,11 @@ class Keys:
                 return found is not None and not (found.expires and found.expires <= time.time())
             case "jwt":
                 return principal.expires > time.time()
+
+    def ids_named(self, name: str) -> set[str]:
+        """The identifiers of the keys with this name for people."""
+        every = (*self._fixed.values(), *self._made.values())
+        return {principal.key_id for principal in every if principal.subject == name}
 
     def _refusal(self, key: str) -> Unauthenticated:
         if key.startswith(PREFIX) and not is_whole(key):

@@ -20,20 +20,28 @@ _SERVICES = {
     "maestro.event.v1.EventService": ANY,
     "maestro.usage.v1.UsageService": ADMIN,
     "maestro.gateway.v1.KeyService": ADMIN,
+    "maestro.gateway.v1.StreamService": "chat",
+    "maestro.gateway.v1.WebhookService": ADMIN,
     "maestro.gateway.v1.OpenAIService": "chat",
     "maestro.gateway.v1.AnthropicService": "chat",
 }
 """Scope of every method of a service, unless it has one of its own."""
 _METHODS = {
     "/maestro.gateway.v1.HttpService/Chat": "chat",
+    "/maestro.gateway.v1.HttpService/FollowChat": "chat",
+    "/maestro.gateway.v1.HttpService/EndChat": "chat",
     "/maestro.gateway.v1.HttpService/ListModels": ANY,
     "/maestro.gateway.v1.HttpService/ListBackends": ANY,
     "/maestro.gateway.v1.HttpService/Explain": "chat",
     "/maestro.gateway.v1.HttpService/GetProviderHealth": ANY,
+    "/maestro.gateway.v1.HttpService/ExportUsage": ADMIN,
+    "/maestro.gateway.v1.HttpService/EstimateChat": "chat",
     "/maestro.gateway.v1.OpenAIService/CreateEmbedding": "embeddings",
+    "/maestro.usage.v1.UsageService/EstimateCost": "chat",
 }
 _PATHS = {"/v1/chat/stream": "chat", "/v1/events/stream": ANY}
 """Of the HTTP port for WebSockets."""
+_FILES = "/v1/files"
 
 
 def scope_of_method(method: str) -> str:
@@ -46,4 +54,6 @@ def scope_of_method(method: str) -> str:
 
 def scope_of_path(path: str) -> str:
     """The scope that a path of the HTTP port needs."""
+    if path == _FILES or path.startswith(_FILES + "/"):
+        return "files"
     return _PATHS.get(path, OPERATOR)

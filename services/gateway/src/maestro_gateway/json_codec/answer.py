@@ -66,6 +66,7 @@ def encode_answer(response: ChatResponse, route: str, warnings: Iterable[Warning
             "provider_metadata": {key: struct_data(value) for key, value in response.provider_metadata.items()},
             "route": route or None,
             "attempt": response.attempt,
+            "cached": response.cached,
         }
     )
 
@@ -80,11 +81,15 @@ def encode_error(error: MaestroError, request_id: str) -> bytes:
 class Frames:
     """Turns the events of one answer into server-sent events, numbered from 1."""
 
-    __slots__ = ("_number", "_warnings", "route")
+    __slots__ = ("_goes_on", "_number", "_warnings", "route")
 
-    def __init__(self, warnings: list[Warning]) -> None:
-        """`warnings` of the body follow `started`."""
-        self._number = 0
+    def __init__(self, warnings: list[Warning], after: int | None = None) -> None:
+        """`warnings` of the body follow `started`.
+
+        `after` is the number of the last event that the reader of a resumable stream has.
+        """
+        self._goes_on = after is not None
+        self._number = after or 0
         self._warnings = warnings
         self.route = ""
         """What `started` tells; empty when the model was named directly."""
@@ -111,7 +116,12 @@ class Frames:
         return b"".join(found)
 
     def error(self, error: MaestroError, request_id: str) -> bytes:
-        """The frame of an error that ends a stream; no `[DONE]` follows."""
+        """The frame of an error that ends a stream; no `[DONE]` follows.
+
+        Without a number it ends only this connection: the stream goes on.
+        """
+        if self._goes_on and error.metadata.get("stream") != "over":
+            return b"event: error\ndata: %b\n\n" % encode_error(error, request_id)
         self._number += 1
         return b"event: error\ndata: %b\nid: %d\n\n" % (encode_error(error, request_id), self._number)
 
@@ -129,6 +139,16 @@ def socket_frames(
             for warning in warnings:
                 text = _dumps(_warning_data(warning))
                 found.append(b'{"id":%b,"type":"warning",%b' % (conversation, text[1:]))
+    return found
+
+
+def numbered_frames(conversation: bytes, events: Iterable[ChatEvent], route: str, before: int) -> list[bytes]:
+    """The WebSocket frames of some events of a resumable stream, which has `before` events before them."""
+    found: list[bytes] = []
+    for number, event in enumerate(events, before + 1):
+        kind = event.WhichOneof("kind") or ""
+        body = _text_bytes(event.text) if kind == "text" else event_bytes(event, route)
+        found.append(b'{"id":%b,"type":"%b","seq":%d,%b' % (conversation, kind.encode(), number, body[1:]))
     return found
 
 
@@ -177,6 +197,8 @@ def event_bytes(event: ChatEvent, route: str = "") -> bytes:
                 "attempt": started.attempt,
                 "route": route or None,
             }
+            if started.stream:
+                data["stream"] = started.stream
         case "part":
             data = {"index": event.part.index, "part": part_data(event.part)}
         case "part_state":
@@ -268,6 +290,8 @@ def _finish_data(finish: Finish) -> dict[str, Any]:
         "usage": _usage_data(finish.usage),
         "cost_usd": finish.cost.usd if finish.HasField("cost") else None,
     }
+    if finish.cached:
+        data["cached"] = True
     if finish.provider_metadata:
         data["provider_metadata"] = {key: struct_data(value) for key, value in finish.provider_metadata.items()}
     return data

@@ -60,6 +60,8 @@ def encode_record(end: Event, failures: Iterable[AttemptFailed]) -> bytes:
         {
             "request_id": payload.request_id,
             **decision_data(payload.decision),
+            # An answer that was given again has a route, and no decision.
+            "route": payload.decision.route or payload.route or None,
             "request": _request_data(end, payload),
             "attempts": _attempts_data(payload, failures),
             "error": _failure_data(failed.failure) if failed is not None else None,
@@ -86,6 +88,7 @@ def _request_data(end: Event, payload: RequestCompleted | RequestFailed) -> dict
                 "outcome": "completed",
                 **data,
                 "streamed": payload.streamed,
+                "cached": payload.cached,
                 "finish_reason": _FINISH_REASONS.get(payload.finish_reason),
                 "time_to_first_content": _seconds(payload, "time_to_first_content"),
             }

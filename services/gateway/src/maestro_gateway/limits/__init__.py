@@ -2,7 +2,7 @@
 
 from maestro_gateway.limits.headers import LimitHeaders, anthropic_headers, openai_headers
 from maestro_gateway.limits.limiter import Limiter, limiting
-from maestro_gateway.limits.ticket import Ticket, current_ticket
+from maestro_gateway.limits.ticket import Ticket, current_ticket, enter_ticket
 
 __all__ = [
     "LimitHeaders",
@@ -10,6 +10,7 @@ __all__ = [
     "Ticket",
     "anthropic_headers",
     "current_ticket",
+    "enter_ticket",
     "limiting",
     "openai_headers",
 ]

@@ -47,6 +47,10 @@ class Limiter:
         """Whether the headers of whole answers tell what is left. Refusals and streams always do."""
         return self._config.headers_on_success
 
+    def most_jobs(self, tenant: str) -> int | None:
+        """The jobs of a tenant that may be under way at a time; None when that is not limited."""
+        return self._config.tenants.get(tenant, self._config.every_tenant).jobs
+
     def adopt(self, config: LimitsConfig) -> None:
         """Puts other limits in force. What was counted so far counts on."""
         self._config = config

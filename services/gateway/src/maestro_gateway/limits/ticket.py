@@ -20,6 +20,11 @@ _AWAY_WAIT = 1.0
 _current: ContextVar[Ticket | None] = ContextVar("maestro_ticket", default=None)
 
 
+def enter_ticket(ticket: Ticket) -> None:
+    """Makes the ticket of a request that another task serves that of this context."""
+    _current.set(ticket)
+
+
 def current_ticket() -> Ticket | None:
     """The ticket of the request being served in this context, once it was asked for."""
     return _current.get()
@@ -47,6 +52,12 @@ class Ticket:
         self.verdict: Verdict | None = None
         """What the store said last; None while it was not asked or does not answer."""
         _current.set(self)
+
+    def leave_tokens(self) -> None:
+        """Takes no tokens: the request uses none. Before `take`."""
+        self.rules = [rule for rule in self.rules if rule.kind is not Kind.SUM]
+        self._claims = [claim for claim in self._claims if claim.kind is not Kind.SUM]
+        self.tokens = 0
 
     async def take(self) -> None:
         """Waits for nothing but the store. Raises `TenantRateLimited`, `TenantConcurrency`, `NoBackend`."""

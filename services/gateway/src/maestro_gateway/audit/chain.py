@@ -1,0 +1,149 @@
+"""The stream of the audit: one chain of records for each tenant, to which any gateway may append.
+
+A record is appended behind the one that its gateway knows as the newest of its tenant, or not at all: NATS compares.
+So gateways that seal at the same time can't fork a chain. Which entry of the ledger a record was made of stands in a
+header of its message: what is not behind the newest record's entry is sealed already.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nats.js.errors
+from nats.js import api
+
+from maestro.usage.v1.usage_pb2 import AuditRecord
+from maestro_sdk.audit import Head, record_hash
+from maestro_sdk.service.bus import Client
+
+log = logging.getLogger(__name__)
+
+STREAM = "MAESTRO_AUDIT"
+SUBJECTS = "maestro.audit.*"
+ANSWER = 5.0
+"""Seconds that NATS has for an answer."""
+ENTRY, RECORD = "Maestro-Ledger-Entry", "Maestro-Record"
+"""Headers: the entry of the ledger that a record was made of, and the identifier of the record."""
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_NOT_LAST = {10071, 10164}
+"""What NATS calls the refusal of a message that is not behind the expected one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the ledger; `ledger` tells one from another that was made anew with sequences from 1 on."""
+
+    ledger: str = ""
+    sequence: int = 0
+
+    @classmethod
+    def read(cls, text: str) -> Place:
+        """The place that `str` wrote; the beginning of no ledger when it can't be read."""
+        ledger, _, sequence = text.rpartition("/")
+        return cls(ledger, int(sequence)) if sequence.isdecimal() else cls()
+
+    def __str__(self) -> str:
+        return f"{self.ledger}/{self.sequence}"
+
+    def covers(self, other: Place) -> bool:
+        """Whether `other` is this place or before it, in the same ledger."""
+        return self.ledger == other.ledger and other.sequence <= self.sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The newest record of a tenant: its sequence in the stream, its place in the chain, and what it was made of."""
+
+    at: int
+    head: Head
+    place: Place
+
+
+class Chains:
+    """Appends to the chains of all tenants on one connection."""
+
+    def __init__(self, client: Client) -> None:
+        self._js = client.jetstream(timeout=ANSWER)
+        self._tails: dict[str, Tail] = {}
+
+    async def append(self, record: AuditRecord, place: Place) -> bool:
+        """Seals a record into the chain of its tenant; False when that was done already, by whomever.
+
+        Raises an error of NATS when it is not known to be there.
+        """
+        tenant = record.tenant
+        tail = self._tails.get(tenant) or await self._read(tenant)
+        while not tail.place.covers(place):
+            record.sequence, record.previous_hash = tail.head.sequence + 1, tail.head.hash
+            record.hash = record_hash(record)
+            headers = {_EXPECTED: str(tail.at), ENTRY: str(place), RECORD: record.record_id}
+            try:
+                ack = await self._js.publish(
+                    subject_of(tenant), record.SerializeToString(), stream=STREAM, headers=headers
+                )
+            except nats.js.errors.APIError as error:
+                self._tails.pop(tenant, None)
+                if error.err_code not in _NOT_LAST:
+                    raise
+                tail = await self._read(tenant, before=tail)
+            except BaseException:
+                # It may be there or not.
+                self._tails.pop(tenant, None)
+                raise
+            else:
+                self._tails[tenant] = Tail(ack.seq, Head(record.sequence, record.hash), place)
+                return True
+        return False
+
+    async def _read(self, tenant: str, before: Tail | None = None) -> Tail:
+        try:
+            message = await self._js.get_last_msg(STREAM, subject_of(tenant))
+        except nats.js.errors.NotFoundError:
+            tail = Tail(0, Head(), Place())
+        else:
+            record = AuditRecord.FromString(message.data or b"")
+            headers: Mapping[str, str] = message.headers or {}
+            tail = Tail(message.seq or 0, Head(record.sequence, record.hash), Place.read(headers.get(ENTRY, "")))
+        if before is not None and tail.head.sequence < before.head.sequence:
+            log.error(
+                "the audit of tenant %s ended with %s and now ends with %s: somebody took records away",
+                tenant,
+                before.head,
+                tail.head,
+            )
+        self._tails[tenant] = tail
+        return tail
+
+
+def subject_of(tenant: str) -> str:
+    """The NATS subject of a tenant's chain."""
+    return f"maestro.audit.{tenant}"
+
+
+async def ensure_audit(client: Client) -> bool:
+    """Makes the stream, if there is none; whether it did. Whoever comes first does it.
+
+    It has no age of its own: the newest record of a tenant stays for ever, since the next one is appended to it. What
+    is too old is pruned by whoever seals.
+    """
+    js: Any = client.jetstream(timeout=ANSWER)
+    try:
+        await js.stream_info(STREAM)
+    except nats.js.errors.NotFoundError:
+        await js.add_stream(
+            api.StreamConfig(
+                name=STREAM,
+                subjects=[SUBJECTS],
+                storage=api.StorageType.FILE,
+                discard=api.DiscardPolicy.NEW,
+                compression=api.StoreCompression.S2,
+                allow_direct=True,
+                # A single record is never taken out; pruning takes the oldest ones of a tenant together.
+                deny_delete=True,
+            )
+        )
+        return True
+    return False

@@ -1,0 +1,6 @@
+"""Budgets: what a request may cost is held before it is made, and what it did cost is charged at its end."""
+
+from maestro_gateway.budgets.bill import CHEAPER, Bill, sent_cheaper
+from maestro_gateway.budgets.keeper import Budgets, Spending, budgeting
+
+__all__ = ["CHEAPER", "Bill", "Budgets", "Spending", "budgeting", "sent_cheaper"]

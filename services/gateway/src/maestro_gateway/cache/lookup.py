@@ -1,0 +1,156 @@
+"""One request and the cache: whether its route gives answers again, the earlier one, and what is kept of a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Literal
+
+from google.protobuf.message import DecodeError
+
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, FinishReason
+from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
+from maestro.llm.v1.usage_pb2 import Cost
+from maestro_gateway.cache.key import key_of
+from maestro_gateway.identity import current_caller
+from maestro_sdk.adapter.fold import Fold
+from maestro_sdk.errors import MaestroError, StreamBroken
+from maestro_sdk.mesh.plan import choose_route, variant_of
+
+if TYPE_CHECKING:
+    from maestro_gateway.cache.store import AnswerStore
+    from maestro_sdk.mesh.needs import Needs
+    from maestro_sdk.mesh.table import AnswerCache, Route, Table
+
+State = Literal["", "hit", "miss"]
+
+_WHOLE = frozenset(
+    {
+        FinishReason.FINISH_REASON_STOP,
+        FinishReason.FINISH_REASON_STOP_SEQUENCE,
+        FinishReason.FINISH_REASON_TOOL_CALLS,
+    }
+)
+"""Ends of answers that are as the model meant them."""
+_state: ContextVar[State] = ContextVar("maestro_cache", default="")
+
+
+def cache_state() -> State:
+    """Whether the request of this context found an answer; empty where its route keeps none."""
+    return _state.get()
+
+
+class Lookup:
+    """A request on a route with a cache. `found` is the earlier answer; else `note` or `keep` take the new one."""
+
+    __slots__ = ("_cache", "_collected", "_fold", "_key", "_store", "_stores", "found", "found_vectors", "route")
+
+    def __init__(self, store: AnswerStore, route: Route, cache: AnswerCache, key: str, *, stores: bool) -> None:
+        self._store, self._cache, self._key, self._stores = store, cache, key, stores
+        self._fold: Fold | None = Fold() if stores else None
+        self._collected = 0
+        self.route = route
+        self.found: ChatResponse | None = None
+        self.found_vectors: EmbedResponse | None = None
+
+    async def look(self, *, vectors: bool) -> None:
+        """Looks for an answer."""
+        data = await self._store.find(self._key)
+        if data is None:
+            return
+        try:
+            answer = EmbedResponse.FromString(data) if vectors else ChatResponse.FromString(data)
+        except DecodeError:
+            # Of another version of the mesh, or damaged: a miss.
+            self._store.drop(self._key)
+            return
+        answer.cached = True
+        if answer.HasField("cost"):
+            answer.cost.CopyFrom(Cost(usd="0", price_date=answer.cost.price_date))
+        else:
+            answer.cost.usd = "0"
+        if isinstance(answer, ChatResponse):
+            # A stream that folds always has it.
+            answer.usage.SetInParent()
+            self.found = answer
+        else:
+            self.found_vectors = answer
+        _state.set("hit")
+
+    async def note(self, events: Iterable[ChatEvent], size: int) -> None:
+        """Takes events of a new answer, of `size` bytes, and keeps the answer once it is whole."""
+        fold = self._fold
+        if fold is None:
+            return
+        self._collected += size
+        if self._collected > 4 * self._cache.max_bytes:
+            # Deltas are larger than what they make, but seldom by that much.
+            self._fold = None
+            return
+        try:
+            fold.feed(events)
+            response = fold.response() if fold.finished else None
+        except StreamBroken:
+            self._fold = None
+            return
+        if response is not None:
+            self._fold = None
+            await self.keep(response)
+
+    async def keep(self, response: ChatResponse) -> None:
+        """Keeps a new answer, if it is one that may be given again."""
+        # One that two backends made together is not what either of them says.
+        if response.finish_reason in _WHOLE and not response.switches:
+            await self._put(response)
+
+    async def keep_vectors(self, response: EmbedResponse) -> None:
+        """Keeps vectors."""
+        await self._put(response)
+
+    async def _put(self, response: ChatResponse | EmbedResponse) -> None:
+        if not self._stores:
+            return
+        data = response.SerializeToString()
+        if len(data) <= self._cache.max_bytes:
+            await self._store.put(self._key, data, self._cache.ttl)
+
+
+async def look_up(
+    store: AnswerStore | None, request: ChatRequest, needs: Needs, table: Table, tenant: str
+) -> Lookup | None:
+    """What the cache has to do with a chat; None when nothing.
+
+    A stream that can be taken up later has a life of its own, and is never cached.
+    """
+    if store is None or not table.caches or request.resumable:
+        return None
+    return await _look(store, request, needs, table, tenant)
+
+
+async def look_up_vectors(
+    store: AnswerStore | None, request: EmbedRequest, needs: Needs, table: Table, tenant: str
+) -> Lookup | None:
+    """As `look_up`, of a request for vectors."""
+    if store is None or not table.caches:
+        return None
+    return await _look(store, request, needs, table, tenant)
+
+
+async def _look(
+    store: AnswerStore, request: ChatRequest | EmbedRequest, needs: Needs, table: Table, tenant: str
+) -> Lookup | None:
+    try:
+        route = choose_route(needs, table)
+    except MaestroError:
+        # The dispatcher finds out too, and tells it.
+        return None
+    if route.cache is None:
+        return None
+    # As between a browser and a proxy: `no-cache` wants a new answer, `no-store` wants none kept.
+    wishes = current_caller().header("cache-control").lower()
+    key = key_of(tenant, request, route.cache.seal, variant_of(needs, route, table))
+    lookup = Lookup(store, route, route.cache, key, stores="no-store" not in wishes)
+    _state.set("miss")
+    if "no-cache" not in wishes and "no-store" not in wishes:
+        await lookup.look(vectors=isinstance(request, EmbedRequest))
+    return lookup

@@ -1,0 +1,167 @@
+"""What comes of an item: one run of it, what to do after an error, and what earlier runs came to."""
+
+from __future__ import annotations
+
+import base64
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from maestro.job.v1 import job_pb2 as pb
+from maestro.llm.v1.batch_pb2 import BatchItemResult
+from maestro.llm.v1.error_pb2 import ErrorDetail
+from maestro.usage.v1.usage_pb2 import UsageTotals
+from maestro_gateway.jobs.totals import add, totals_of
+from maestro_sdk.errors import (
+    Cancelled,
+    Conflict,
+    Internal,
+    MaestroError,
+    NoBackend,
+    TenantConcurrency,
+    TenantRateLimited,
+    to_detail,
+)
+from maestro_sdk.mesh.spend import sum_costs, sum_usages
+from maestro_sdk.mesh.trail import Trail
+from maestro_sdk.service.telemetry import redacted
+
+SUCCEEDED = pb.JobItemState.JOB_ITEM_STATE_SUCCEEDED
+FAILED = pb.JobItemState.JOB_ITEM_STATE_FAILED
+CANCELLED = pb.JobItemState.JOB_ITEM_STATE_CANCELLED
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 120.0
+_LONGEST_WAIT_FOR_ROOM = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The item waits `delay` seconds and goes on. `counted` says that a run of it is used up."""
+
+    delay: float
+    counted: bool
+
+
+def next_step(
+    error: MaestroError,
+    *,
+    reached: bool,
+    runs: int,
+    max_runs: int,
+    waits: int = 0,
+    dice: Callable[[], float] = random.random,
+) -> Again | None:
+    """What follows an error of run number `runs`; None when the item has failed.
+
+    It `reached` a backend, or did not; `waits` are those so far that used up no run.
+    """
+    # Each refusal is told and recorded: who waits for long asks more seldom.
+    patience = max(error.retry_after or 0.0, min(_FIRST_WAIT * 2**waits, _LONGEST_WAIT_FOR_ROOM))
+    match error:
+        case TenantRateLimited() if error.retry_after is None:
+            return None  # more than is ever allowed
+        case TenantRateLimited() | TenantConcurrency():
+            return Again(patience, counted=False)
+        case NoBackend() if not reached:
+            return Again(patience, counted=False)
+        case Conflict() if reached and runs < max_runs:
+            # What stands under the key of this run can't be taken up. The next run has another key.
+            return Again(_FIRST_WAIT, counted=True)
+        case _ if error.retryable and runs < max_runs:
+            wait = min(_FIRST_WAIT * 2 ** (runs - 1), _LONGEST_WAIT) * (0.75 + dice() / 2)
+            return Again(max(error.retry_after or 0.0, wait), counted=True)
+        case _:
+            return None
+
+
+@dataclass(slots=True)
+class Note:
+    """What earlier runs of an item came to. `handed` is the number of times that it had been handed out by then.
+
+    `waits` are those since its last run.
+    """
+
+    runs: int = 0
+    handed: int = 0
+    waits: int = 0
+    spent: BatchItemResult = field(default_factory=BatchItemResult)
+    totals: UsageTotals = field(default_factory=UsageTotals)
+
+    def count(self, trail: Trail | None, *, failed: bool) -> None:
+        """Adds what a run used."""
+        add(self.totals, totals_of(trail, failed=failed))
+        if trail is None or (usage := trail.usage) is None:
+            return
+        first = not self.spent.HasField("usage")
+        earlier = None if first else self.spent.usage
+        total = sum_usages((earlier, usage))
+        known = (
+            trail.cost if first else sum_costs((self.spent.cost if self.spent.HasField("cost") else None, trail.cost))
+        )
+        if total is not None:
+            self.spent.usage.CopyFrom(total)
+        self.spent.ClearField("cost")
+        if known is not None:
+            self.spent.cost.CopyFrom(known)
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        return orjson.dumps(
+            {
+                "runs": self.runs,
+                "handed": self.handed,
+                "waits": self.waits,
+                "spent": base64.b64encode(self.spent.SerializeToString()).decode(),
+                "totals": totals_text(self.totals),
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Note:
+        """What was stored."""
+        found: Any = orjson.loads(data)
+        spent = BatchItemResult.FromString(base64.b64decode(found["spent"]))
+        return cls(found["runs"], found["handed"], found["waits"], spent, totals_from(found["totals"]))
+
+
+def result_of(
+    index: int, item_id: str, note: Note, state: pb.JobItemState.ValueType, error: MaestroError | None
+) -> pb.JobResult:
+    """The result of an item that ended now, still without its answer."""
+    result = pb.JobResult(index=index, state=state, runs=note.runs, item=note.spent)
+    result.item.item_id = item_id
+    if error is not None:
+        result.item.error.CopyFrom(detail_of(error))
+    result.end_time.FromNanoseconds(time.time_ns())
+    return result
+
+
+def detail_of(error: MaestroError) -> ErrorDetail:
+    """An error as a result holds it."""
+    detail = to_detail(error)
+    # Providers quote the key that they refuse.
+    detail.message = redacted(detail.message)
+    return detail
+
+
+def incomplete(error: LookupError) -> MaestroError:
+    """The error of an item of which JetStream lost a piece."""
+    return Internal(f"the item can't be read any more: {error}; start it again")
+
+
+def cancelled() -> MaestroError:
+    """The error of an item whose job was cancelled."""
+    return Cancelled("the job was cancelled")
+
+
+def totals_text(totals: UsageTotals) -> str:
+    """Sums as the header of a result holds them."""
+    return base64.b64encode(totals.SerializeToString()).decode()
+
+
+def totals_from(text: str) -> UsageTotals:
+    """Sums that a header held."""
+    return UsageTotals.FromString(base64.b64decode(text))

@@ -1,0 +1,1 @@
+"""Streamed chats that outlive the connections of their readers, and the gateways that began them."""
