@@ -13,7 +13,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test lint format proto proto-check lock conformance conformance-claude-code capabilities chaos drills bench-smoke bench-adapters bench-router bench-plan clean
+.PHONY: help setup up down test prove lint format proto openapi proto-check lock conformance conformance-claude-code capabilities chaos openapi-fuzz drills bench-smoke bench-adapters bench-router bench-plan clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-23s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,8 +26,11 @@ up: setup ## Start the whole mesh: Envoy, NATS and every service
 down: setup ## Stop the mesh
 	@$(BIN)/maestro down
 
-test: setup ## Run all tests, in two halves side by side (ARGS="-k name" to choose some, in one)
+test: setup ## Run the tests, in two halves side by side (ARGS="-k name" to choose some, in one)
 	@$(BIN)/python $(if $(ARGS),-m pytest $(ARGS),tests/halves.py)
+
+prove: setup ## Run the proofs: whole meshes under load, whose processes are killed
+	@$(BIN)/python tests/halves.py proofs
 
 lint: setup ## Check style, types and the contract; change nothing
 	$(BIN)/ruff check
@@ -47,8 +50,12 @@ proto: setup ## Format and lint the contract, generate the code and Envoy's desc
 	$(BIN)/buf lint
 	$(BIN)/python proto/generate.py write
 
+openapi: setup ## Write the OpenAPI document of everything that is served over HTTP
+	@$(BIN)/python proto/openapi/generate.py write
+
 proto-check: setup ## Prove that generated code is fresh and the contract breaks nobody (against BASE, default main)
 	$(BIN)/python proto/generate.py check
+	$(BIN)/python proto/openapi/generate.py check
 	@if ! git rev-parse --quiet --verify "$(BASE)^{commit}" >/dev/null; then echo "buf breaking: skipped, there is no branch $(BASE) here"; \
 	elif ! git ls-tree -r --name-only "$(BASE)" -- proto | grep -q '\.proto$$'; then echo "buf breaking: skipped, $(BASE) has no contract yet"; \
 	else echo "buf breaking --against '.git#branch=$(BASE)'"; $(BIN)/buf breaking --against '.git#branch=$(BASE)'; fi
@@ -82,6 +89,9 @@ capabilities: setup ## Write docs/capabilities.md from what the adapters tell of
 
 chaos: setup ## Kill processes under load for a long time (CHAOS_SECONDS=120, CHAOS_SEED=7 for the same storm again)
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-120} $(BIN)/python -m pytest tests/chaos -q $(ARGS)
+
+openapi-fuzz: setup ## Ask every operation OPENAPI_EXAMPLES=200 times as the OpenAPI document allows, and as it does not
+	@OPENAPI_EXAMPLES=$${OPENAPI_EXAMPLES:-200} $(BIN)/python -m pytest tests/openapi -q -s $(ARGS)
 
 drills: setup ## Let providers fail in every way at every door, one of them for DRILL_SECONDS=60
 	@DRILL_SECONDS=$${DRILL_SECONDS:-60} $(BIN)/python -m pytest tests/drills -q $(ARGS)
