@@ -8,10 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maestro_sdk.batch import JobsClient
     from maestro_sdk.embeddings import EmbeddingClient, vectors_of
     from maestro_sdk.errors import MaestroError
+    from maestro_sdk.event_client import EventClient
     from maestro_sdk.llm_client import ChatStream, LLMClient
-    from maestro_sdk.sync import SyncEmbeddingClient, SyncLLMClient, SyncToolBridgeClient
+    from maestro_sdk.sync import SyncEmbeddingClient, SyncJobsClient, SyncLLMClient, SyncToolBridgeClient
     from maestro_sdk.tool_bridge import ToolBridgeClient, tool_of
     from maestro_sdk.tool_loop import ToolRun, TurnsExhausted
     from maestro_sdk.types import (
@@ -32,9 +34,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ChatStream",
     "EmbeddingClient",
+    "EventClient",
+    "JobsClient",
     "LLMClient",
     "MaestroError",
     "SyncEmbeddingClient",
+    "SyncJobsClient",
     "SyncLLMClient",
     "SyncToolBridgeClient",
     "ToolBridgeClient",
@@ -59,9 +64,12 @@ __all__ = [
 _HOMES = {
     "ChatStream": "llm_client",
     "EmbeddingClient": "embeddings",
+    "EventClient": "event_client",
+    "JobsClient": "batch",
     "LLMClient": "llm_client",
     "MaestroError": "errors",
     "SyncEmbeddingClient": "sync",
+    "SyncJobsClient": "sync",
     "SyncLLMClient": "sync",
     "SyncToolBridgeClient": "sync",
     "ToolBridgeClient": "tool_bridge",

@@ -45,6 +45,7 @@ class RequestFields(TypedDict, total=False):
     strict: bool | None
     metadata: Mapping[str, str] | None
     provider_options: Mapping[str, Mapping[str, Any]] | None
+    resumable: bool | None
 
 
 _KNOWN = frozenset(RequestFields.__annotations__)

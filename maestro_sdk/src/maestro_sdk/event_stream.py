@@ -52,6 +52,11 @@ class EventStream(ABC, Generic[EventT]):
     def _take(self, message: Any) -> Sequence[EventT]:
         """The events of a message, noted down. Raises `StreamBroken` for what the contract forbids."""
 
+    async def _go_on(self, failure: MaestroError) -> Any | None:
+        """The call that goes on with the stream after `failure`; None when none does."""
+        del failure
+        return None
+
     @property
     @abstractmethod
     def complete(self) -> bool:
@@ -67,8 +72,12 @@ class EventStream(ABC, Generic[EventT]):
             try:
                 message = await self._call.read()
             except grpc.aio.AioRpcError as error:
-                self._failure = self._connection.meaning(error, self.request_id)
-                raise self._failure from error
+                failure = self._connection.meaning(error, self.request_id)
+                if (call := await self._go_on(failure)) is not None:
+                    self._call = call
+                    continue
+                self._failure = failure
+                raise failure from error
             except asyncio.CancelledError:
                 ours = self._cancelled or self._connection.closed
                 self.cancel()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from maestro.llm.v1.chat_pb2 import (
     ChatEvent,
@@ -28,7 +28,9 @@ from maestro.llm.v1.model_pb2 import ListModelsRequest, ListModelsResponse, Mode
 from maestro_sdk.adapter.fold import Fold
 from maestro_sdk.connection import DEFAULT_TIMEOUT, Connection
 from maestro_sdk.conversation import Conversation, RequestFields, chat_request
+from maestro_sdk.errors import MaestroError
 from maestro_sdk.event_stream import EventStream
+from maestro_sdk.resumption import Resumption
 from maestro_sdk.tool_loop import Function, ToolRun, run_tools
 
 _CHAT = "/maestro.llm.v1.ChatService/Chat"
@@ -43,6 +45,7 @@ class ChatStream(EventStream[ChatEvent]):
     def __init__(self, connection: Connection, request: ChatRequest, *, timeout: float | None, request_id: str) -> None:
         super().__init__(connection, _STREAM_CHAT, request, StreamChatResponse, timeout=timeout, request_id=request_id)
         self._fold = Fold()
+        self._resumption = Resumption(connection, request, timeout, self.request_id) if request.resumable else None
 
     @property
     def complete(self) -> bool:
@@ -60,7 +63,12 @@ class ChatStream(EventStream[ChatEvent]):
 
     def _take(self, message: StreamChatResponse) -> Sequence[ChatEvent]:
         self._fold.feed(message.events)
+        if self._resumption is not None:
+            self._resumption.note(message)
         return message.events
+
+    async def _go_on(self, failure: MaestroError) -> Any | None:
+        return await self._resumption.go_on(failure) if self._resumption is not None else None
 
 
 class TextPieces:
@@ -129,7 +137,10 @@ class LLMClient:
         request_id: str = "",
         **fields: Unpack[RequestFields],
     ) -> ChatStream:
-        """The answer as it comes; the call begins at once. Parameters as in `chat`."""
+        """The answer as it comes; the call begins at once. Parameters as in `chat`.
+
+        With `resumable=True` a stream whose connection or gateway is lost goes on where it was, by itself.
+        """
         return ChatStream(self._connection, self._request(messages, fields), timeout=timeout, request_id=request_id)
 
     async def count_tokens(

@@ -12,15 +12,17 @@ until they answer. Ctrl-C during a call cancels it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
+from maestro.job.v1.job_pb2 import Job, JobResult, JobState
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatResponse, CountTokensResponse
 from maestro.llm.v1.embedding_pb2 import EmbedResponse
 from maestro.llm.v1.model_pb2 import Model
 from maestro.tool.v1.tool_pb2 import ToolEvent, ToolResult, ToolSpec
 from maestro_sdk.background import Closing, background
+from maestro_sdk.batch import JobFields, JobItem, JobsClient
 from maestro_sdk.connection import DEFAULT_TIMEOUT
 from maestro_sdk.conversation import Conversation, RequestFields
 from maestro_sdk.embeddings import EmbeddingClient, EmbedFields, EmbedInputs
@@ -306,6 +308,63 @@ class SyncToolBridgeClient(_SyncClient[ToolBridgeClient]):
             return self._client.stream(name, arguments, timeout=timeout, request_id=request_id, **fields)
 
         return SyncToolStream(self._run(open_stream()))
+
+
+class SyncJobsClient(_SyncClient[JobsClient]):
+    """`JobsClient` without `await`."""
+
+    def __init__(
+        self,
+        target: str | None = None,
+        key: str | None = None,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        roots: bytes | None = None,
+    ) -> None:
+        """Parameters as for `JobsClient`."""
+        super().__init__(JobsClient(target, key, timeout=timeout, roots=roots))
+
+    def create(
+        self,
+        items: Iterable[JobItem] | None = None,
+        *,
+        input_file_id: str = "",
+        model: str = "",
+        request_id: str = "",
+        **fields: Unpack[JobFields],
+    ) -> Job:
+        """As `JobsClient.create`."""
+        creating = self._client.create(items, input_file_id=input_file_id, model=model, request_id=request_id, **fields)
+        return self._run(creating)
+
+    def get(self, job_id: str) -> Job:
+        """As `JobsClient.get`."""
+        return self._run(self._client.get(job_id))
+
+    def list(self, *states: JobState.ValueType) -> Sequence[Job]:
+        """As `JobsClient.list`."""
+        return self._run(self._client.list(*states))
+
+    def cancel(self, job_id: str) -> Job:
+        """As `JobsClient.cancel`."""
+        return self._run(self._client.cancel(job_id))
+
+    def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """As `JobsClient.wait`."""
+        return self._run(self._client.wait(job_id, timeout))
+
+    def results(self, job_id: str) -> Iterator[JobResult]:
+        """As `JobsClient.results`."""
+        results = self._client.results(job_id)
+        try:
+            while (result := self._run(_next(results))) is not None:
+                yield result
+        finally:
+            self._run(results.aclose())
+
+
+async def _next(results: AsyncGenerator[JobResult]) -> JobResult | None:
+    return await anext(results, None)
 
 
 async def _read(stream: EventStream[EventT]) -> Sequence[EventT]:

@@ -243,3 +243,17 @@ def test_settled_turns_on_who_takes_part_and_keeps_the_reason_of_the_others(tmp_
 def test_nats_variables_reach_everybody(tmp_path: Path) -> None:
     config = configured(tmp_path)
     assert environment_for("router.", config, {"NATS_TRACE": "1"})["NATS_TRACE"] == "1"
+
+
+def test_secrets_of_webhooks_reach_the_gateways_alone(tmp_path: Path) -> None:
+    file = tmp_path / "maestro.yaml"
+    file.write_text(
+        "tenants: {acme: {webhooks: {orders: {url: https://example.com/x, secret: {env: ORDERS_SECRET}}}}}\n"
+    )
+    config, variables = load(file, {}), {"ORDERS_SECRET": "whsec_x"}
+    having = [
+        name
+        for name in ("gateway.", "router.", "envoy.", "nats.")
+        if environment_for(name, config, variables).get("ORDERS_SECRET")
+    ]
+    assert having == ["gateway."]

@@ -41,8 +41,9 @@ class Assistant(ScriptedProvider):
         (4, ["['Hello there.', 'Hello there.', 'Hello there.']", "Hello there."]),
         (5, ["Hello there. 2 answers"]),
         (6, []),
+        (7, []),
         (
-            7,
+            8,
             [
                 "['temperature: must be greater than or equal to 0 and less than or equal to 2']",
                 "NOT_FOUND False order-17",
@@ -51,7 +52,7 @@ class Assistant(ScriptedProvider):
     ],
 )
 async def test_an_example_does_what_it_shows(number: int, output: list[str]):
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9
     async with serve(ChatServicer(Assistant(models=[scripted_model(MODEL)]))) as address:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", "-c", EXAMPLES[number]),

@@ -27,20 +27,28 @@ class Api:
 
     def get(self, path: str) -> Any:
         """The JSON answer of a GET. Raises `ApiError`."""
+        return _json(self.get_bytes(path))
+
+    def get_bytes(self, path: str) -> bytes:
+        """The answer of a GET as it is. Raises `ApiError`."""
         return self._ask("GET", path, None)
 
     def post(self, path: str, body: Any = None) -> Any:
         """The JSON answer of a POST of JSON. Raises `ApiError`."""
-        return self._ask("POST", path, None if body is None else json.dumps(body).encode())
+        return _json(self._ask("POST", path, None if body is None else json.dumps(body).encode()))
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Any:
+    def send(self, path: str, data: bytes, content_type: str) -> Any:
+        """The JSON answer of a POST of bytes. Raises `ApiError`."""
+        return _json(self._ask("POST", path, data, content_type))
+
+    def _ask(self, method: str, path: str, body: bytes | None, content_type: str = "application/json") -> bytes:
         try:
             parts = urlsplit(self.url)
             kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             connection = kind(parts.hostname or "", parts.port, timeout=self._timeout)
         except (ValueError, http.client.InvalidURL) as error:
             raise ApiError(f"{self.url} is no address: {error}") from None
-        headers = {"content-type": "application/json", "connection": "close"}
+        headers = {"content-type": content_type, "connection": "close"}
         if self._key:
             if not (self._key.isascii() and self._key.isprintable()):
                 raise ApiError("the key has characters that no key has")
@@ -53,10 +61,9 @@ class Api:
             raise ApiError(f"{self.url} does not answer: {error}") from None
         finally:
             connection.close()
-        answer = _json(data)
         if status >= 400:
-            raise _error(status, answer, data)
-        return answer
+            raise _error(status, _json(data), data)
+        return data
 
 
 def _json(data: bytes) -> Any:

@@ -15,11 +15,16 @@ from rich.markup import escape
 
 from maestro_sdk.cli import views
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.audit import audit_app
+from maestro_sdk.cli.budgets import budgets
 from maestro_sdk.cli.conformance import conformance
 from maestro_sdk.cli.console import Console
+from maestro_sdk.cli.jobs import jobs_app
 from maestro_sdk.cli.keys import keys_app
 from maestro_sdk.cli.target import NoTarget, Target, data_folder, find_target
 from maestro_sdk.cli.up import Options, configured, running, start, stop
+from maestro_sdk.cli.usage import usage
+from maestro_sdk.cli.webhooks import webhooks_app
 from maestro_sdk.service.settings import ConfigError
 
 app = typer.Typer(
@@ -36,10 +41,15 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel="The mesh")
 app.add_typer(keys_app, name="keys", rich_help_panel="The mesh")
+app.add_typer(webhooks_app, name="webhooks", rich_help_panel="The mesh")
+app.add_typer(jobs_app, name="jobs", rich_help_panel="Ask it")
+app.add_typer(audit_app, name="audit", rich_help_panel="The mesh")
 
 _MESH = "The mesh"
 _ASK = "Ask it"
 _BUILD = "Build for it"
+app.command("usage", rich_help_panel=_ASK)(usage)
+app.command("budgets", rich_help_panel=_ASK)(budgets)
 
 File = Annotated[Path | None, typer.Option("--config", help="Configuration file.", show_default="./maestro.yaml")]
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder.", show_default="from the configuration")]
@@ -211,6 +221,41 @@ def explain(
         if not as_json:
             typer.echo(f"would fail: {answer['error']['message']}", err=True)
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=_ASK)
+def replay(
+    request: Annotated[str, typer.Argument(help="Id of a request whose content was recorded.", show_default=False)],
+    *,
+    as_json: Json = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+) -> None:
+    """Ask a recorded request again, of the backend that answered it, and compare the answers.
+
+    Exit code 0 means that they are equal. Needs a tenant that has content recorded, and a key with the scope admin.
+    """
+    from maestro_sdk.cli.replay import NotReplayable, ask_again, recorded
+    from maestro_sdk.errors import MaestroError
+
+    target = _target(url, key, data)
+    try:
+        found = recorded(target, request)
+        comparison = ask_again(target, found)
+    except (ApiError, MaestroError, NotReplayable) as error:
+        typer.echo(f"{getattr(error, 'reason', '') or 'error'}: {error}", err=True)
+        raise typer.Exit(1) from None
+    for remark in found.remarks:
+        typer.echo(f"note: {remark}", err=True)
+    if as_json:
+        told = {"model": found.model, "equal": not comparison.at, "differs_at": comparison.at}
+        typer.echo(json.dumps({**told, "diff": comparison.diff(), "remarks": found.remarks}, indent=2))
+    elif comparison.at:
+        typer.echo(f"differs at {comparison.at} of {len(comparison.before)}\n" + "\n".join(comparison.diff()))
+    else:
+        typer.echo(f"equal: {len(comparison.before)} frames of {found.model or 'no backend'}")
+    raise typer.Exit(1 if comparison.at else 0)
 
 
 app.command(rich_help_panel=_BUILD)(conformance)

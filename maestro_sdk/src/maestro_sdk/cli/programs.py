@@ -122,7 +122,8 @@ def environment_for(section: str, config: Config, environment: Mapping[str, str]
     """
     own: set[str] = set()
     foreign: set[str] = set()
-    shared = ("nats.", "store.") if section == "gateway." else ("nats.",)
+    # Gateways sign what they deliver to the webhooks of tenants.
+    shared = ("nats.", "store.", "tenants.") if section == "gateway." else ("nats.",)
     for path, name in _references(config.model_dump(mode="json", exclude_none=True)):
         (own if path.startswith((section, *shared)) else foreign).add(name)
     foreign |= _known_keys()  # also where this configuration has no use for them

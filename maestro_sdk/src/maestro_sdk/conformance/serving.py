@@ -168,6 +168,8 @@ def _check_model(model: Model) -> None:
             expect(getattr(model, name) > 0, f"{name} is {getattr(model, name)}; unknown is unset", where)
     if model.HasField("price"):
         _check_price(model.price, f"{where}, price")
+    for index, price in enumerate(model.announced_prices):
+        _check_price(price, f"{where}, announced_prices[{index}]")
     if model.retires:
         expect(_is_date(model.retires), f"retires is {model.retires!r}, not YYYY-MM-DD", where)
 

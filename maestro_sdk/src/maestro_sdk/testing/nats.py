@@ -1,9 +1,10 @@
-"""A real NATS server for tests, which can be killed and started again on its data."""
+"""A real NATS server for tests, which can be killed, stopped where it stands, and started again on its data."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -16,14 +17,15 @@ class NatsServer:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
-        self._folder = folder
+        self.folder = folder
+        """Where its streams lie."""
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Starts it, and waits until it listens."""
         binary = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or "nats-server"
         self._process = await asyncio.create_subprocess_exec(
-            *(binary, "--jetstream", "--store_dir", str(self._folder), "--addr", "127.0.0.1", "--port", str(self.port)),
+            *(binary, "--jetstream", "--store_dir", str(self.folder), "--addr", "127.0.0.1", "--port", str(self.port)),
             stderr=asyncio.subprocess.DEVNULL,
         )
         async with asyncio.timeout(20):
@@ -43,3 +45,16 @@ class NatsServer:
             self._process.kill()
             await self._process.wait()
             self._process = None
+
+    def freeze(self) -> None:
+        """Stops it where it stands: connections stay, answers don't come."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            raise RuntimeError("the server does not run")
+        self._process.send_signal(number)

@@ -83,5 +83,8 @@ def _set_policy(route: pb.Route, limits: Mapping[str, Any]) -> None:
         route.hedge.max_extra = limits["max_extra"]
         if "hedge_after" in limits:
             route.hedge.after.FromNanoseconds(int(limits["hedge_after"] * 1e9))
+    if "cache" in limits:
+        route.cache.ttl.FromNanoseconds(int(limits["cache"] * 1e9))
+        route.cache.max_bytes = limits.get("largest", 10_000)
     if limits.get("resume"):
         route.resume = pb.RESUME_CONTINUE
