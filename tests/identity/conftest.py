@@ -14,12 +14,17 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from maestro.gateway.v1 import key_pb2
+from maestro.event.v1.event_pb2 import SubscribeRequest
+from maestro.event.v1.event_pb2_grpc import EventServiceStub
+from maestro.gateway.v1 import key_pb2, webhook_pb2
 from maestro.gateway.v1.key_pb2_grpc import KeyServiceStub
+from maestro.gateway.v1.webhook_pb2_grpc import WebhookServiceStub
 from maestro.llm.v1.chat_pb2 import ChatRequest, CountTokensRequest, Routing
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
 from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from maestro.llm.v1.file_pb2 import ListFilesRequest
+from maestro.llm.v1.file_pb2_grpc import FileServiceStub
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.testing.mesh import MeshProcess
@@ -139,6 +144,27 @@ async def _events(mesh: Mesh, key: str) -> int:
     return await _upgrade(mesh, key, "/v1/events/stream")
 
 
+async def _server_sent(mesh: Mesh, key: str) -> int:
+    url, headers = f"{mesh.process.url}/v1/events/stream", {"authorization": f"Bearer {key}"}
+    async with mesh.http.get(url, headers=headers) as response:
+        response.close()
+        return response.status
+
+
+async def _grpc_events(mesh: Mesh, key: str) -> int:
+    async with open_channel(mesh.process.target) as channel:
+        call = EventServiceStub(channel).Subscribe(SubscribeRequest(), metadata=bearer(key))
+        status = await _status(call.read())
+        call.cancel()
+        return status
+
+
+async def _grpc_webhooks(mesh: Mesh, key: str) -> int:
+    async with open_channel(mesh.process.target) as channel:
+        request = webhook_pb2.ListWebhooksRequest()
+        return await _status(WebhookServiceStub(channel).ListWebhooks(request, metadata=bearer(key)))
+
+
 async def _upgrade(mesh: Mesh, key: str, path: str) -> int:
     try:
         async with mesh.http.ws_connect(mesh.process.url + path, headers={"authorization": f"Bearer {key}"}):
@@ -184,6 +210,17 @@ async def _explain(mesh: Mesh, key: str) -> int:
     return (await mesh.rest("POST", "/v1/router:explain", key, {"model": MODEL}))[0]
 
 
+async def _file(mesh: Mesh, key: str) -> int:
+    # Without a purpose, which is told to those who may ask.
+    status, _ = await mesh.rest("POST", "/v1/files?filename=a.txt", key, {})
+    return 200 if status == 400 else status
+
+
+async def _grpc_files(mesh: Mesh, key: str) -> int:
+    async with open_channel(mesh.process.target) as channel:
+        return await _status(FileServiceStub(channel).ListFiles(ListFilesRequest(), metadata=bearer(key)))
+
+
 Door = Callable[[Mesh, str], Awaitable[int]]
 DOORS: dict[str, tuple[str, Door]] = {
     "POST /v1/chat": ("chat", _rest_chat),
@@ -198,11 +235,18 @@ DOORS: dict[str, tuple[str, Door]] = {
     "POST /v1/embeddings": ("embeddings", _openai_embedding),
     "gRPC Embed": ("embeddings", _grpc_embedding),
     "WS /v1/events/stream": ("", _events),
+    "GET /v1/events/stream": ("", _server_sent),
+    "gRPC Subscribe": ("", _grpc_events),
     "GET /v1/models": ("", _got("/v1/models")),
     "GET /v1/router/backends": ("", _got("/v1/router/backends")),
     "GET /v1/health/providers": ("", _got("/v1/health/providers")),
+    "GET /v1/files": ("files", _got("/v1/files")),
+    "POST /v1/files": ("files", _file),
+    "gRPC ListFiles": ("files", _grpc_files),
     "GET /v1/keys": ("admin", _got("/v1/keys")),
     "gRPC ListKeys": ("admin", _grpc_keys),
+    "GET /v1/webhooks": ("admin", _got("/v1/webhooks")),
+    "gRPC ListWebhooks": ("admin", _grpc_webhooks),
 }
 """Every way in, and the scope that it needs."""
 

@@ -50,9 +50,9 @@ async def test_every_door_asks_for_its_scope(mesh: Mesh, figures: list[str]) -> 
 
 
 async def test_tokens_are_taken_at_every_door(mesh: Mesh) -> None:
-    good = token(scope="openid chat admin embeddings operator")
+    good = token(scope="openid chat admin embeddings files operator")
     late = token(scope="chat", exp=int(time.time()) - 60)
-    few = token(scope="files")
+    few = token(scope="tools")
     mesh.secrets += [good, late, few]
     for door, (needed, ask) in DOORS.items():
         assert (door, await ask(mesh, good)) == (door, 200)
@@ -277,7 +277,14 @@ async def test_no_secret_stands_in_anything_that_the_mesh_wrote(mesh: Mesh, figu
     # The last test: everything above has been written by now.
     files = [path for path in mesh.process.data.rglob("*") if path.is_file()]
     needles = [secret.encode() for secret in mesh.secrets]
-    found = [path for path in files if any(needle in path.read_bytes() for needle in needles)]
+    found = [path for path in files if any(needle in _bytes_of(path) for needle in needles)]
     assert [path.name for path in found] == []
     assert [words for words in command_lines() if any(needle in words for needle in needles)] == []
     figures.append(f"{len(needles)} secrets looked for in {len(files)} files and all command lines: none found")
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # a spool that was empty is gone since they were listed
+        return b""
