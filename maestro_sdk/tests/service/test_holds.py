@@ -177,9 +177,9 @@ async def test_200_wishes_at_three_gateways_get_exactly_what_there_is(server: Re
 @needs_store
 async def test_a_hold_whose_owner_died_is_charged_and_told_until_that_is_safe(server: RedisServer) -> None:
     charges: list[Charge] = []
-    async with shared(server, 0.3, charges.append) as living:
+    async with shared(server, 1.0, charges.append) as living:
         await seeded(living)
-        async with shared(server, 0.3) as dying:
+        async with shared(server, 1.0) as dying:
             lost, ended, mine = hold(share(40, tokens=4)), hold(share(30)), hold(share(1))
             taken_up = replace(hold(share(9)), record=b"")
             for owner, wish in ((dying, lost), (dying, ended), (dying, taken_up), (living, mine)):
@@ -202,7 +202,7 @@ async def test_a_hold_whose_owner_died_is_charged_and_told_until_that_is_safe(se
         living.forget(list(told))
         living.settle(mine, 1, 0, b"the end")
         living.forget([mine.id])
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.2)
         assert await living.orphans(9) == []
         assert await balance(living) == (51, 5, 0, 0)
 
