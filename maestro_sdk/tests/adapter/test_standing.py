@@ -271,6 +271,7 @@ async def test_where_nothing_stands_a_key_means_nothing():
         await served.hear_some("k1", 3)
         async with asyncio.timeout(1):
             await provider.abandoned.wait()
+        assert len(served.standing) == 0
 
 
 async def test_a_drain_ends_what_nobody_reads_and_nothing_else():

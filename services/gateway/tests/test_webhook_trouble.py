@@ -140,7 +140,7 @@ async def test_whatever_a_receiver_does_is_an_outcome(
 
 
 @pytest.mark.parametrize("scheme", ["https", "http"])
-async def test_names_and_certificates_that_are_wrong(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_without_an_address_and_a_peer_that_hangs_up(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server, Courier() as courier:
