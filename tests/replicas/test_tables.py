@@ -10,7 +10,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from maestro.router.v1 import router_pb2 as pb
 from maestro.router.v1.router_pb2_grpc import RouterServiceStub
-from maestro_sdk.service.channel import open_channel
 
 from .conftest import BACKEND, GATEWAYS, MODEL, ROUTERS, Mesh
 
@@ -35,9 +34,10 @@ async def decided(mesh: Mesh, begun: float, fits: Callable[[dict[str, object]], 
 
 async def test_an_operators_word_to_one_router_reaches_all_gateways(mesh: Mesh, figures: list[str]):
     took: list[float] = []
+    peer = mesh.process.peer
     async with (
-        open_channel(mesh.process.address(ROUTERS[0])) as one,
-        open_channel(mesh.process.address(ROUTERS[1])) as two,
+        peer.open_channel(mesh.process.address(ROUTERS[0])) as one,
+        peer.open_channel(mesh.process.address(ROUTERS[1])) as two,
     ):
         routers = RouterServiceStub(one), RouterServiceStub(two)
         for number in range(ROUNDS):
@@ -64,7 +64,7 @@ async def test_a_breaker_that_opened_at_one_gateway_is_open_at_all(mesh: Mesh, f
         until = Timestamp()
         until.FromNanoseconds(int((time.time() + 0.4) * 1e9))
         opening = pb.Opening(scope=BACKEND, until=until, reason="5 failures in a row")
-        async with open_channel(mesh.process.address(ROUTERS[number % 2])) as channel:
+        async with mesh.process.peer.open_channel(mesh.process.address(ROUTERS[number % 2])) as channel:
             # The words of a gateway that follows this router.
             begun = time.monotonic()
             await RouterServiceStub(channel).Report(pb.ReportRequest(reporter="gateway", openings=[opening]))

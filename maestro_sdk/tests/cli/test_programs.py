@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import yaml
 from maestro_sdk.cli.folder import Folder
 from maestro_sdk.cli.programs import Program, environment_for, freed, listeners, moved, own_nats, programs, settled
 from maestro_sdk.cli.replicas import introduced, replicas
-from maestro_sdk.cli.up import with_key
+from maestro_sdk.cli.up import with_key, with_mesh_token
 from maestro_sdk.service.replica import process_name
 from maestro_sdk.service.settings import Config, ConfigError, load
 
@@ -257,3 +258,50 @@ def test_secrets_of_webhooks_reach_the_gateways_alone(tmp_path: Path) -> None:
         if environment_for(name, config, variables).get("ORDERS_SECRET")
     ]
     assert having == ["gateway."]
+
+
+MEMBERS = {"adapter-claude", "adapter-openai", "adapter-local", "router", "gateway"}
+
+
+def test_the_mesh_token_reaches_its_members_alone(tmp_path: Path) -> None:
+    config, folder = configured(tmp_path), Folder(tmp_path / "data")
+    folder.create()
+    environment = with_mesh_token(config, folder, ENVIRONMENT)
+    token = environment["MAESTRO_MESH_TOKEN"]
+    assert len(token) == 64
+    assert with_mesh_token(config, folder, ENVIRONMENT) == environment, "it is made once"
+    assert stat.S_IMODE((folder.root / "mesh-token").stat().st_mode) == 0o600
+    found = made(config, environment)
+    assert {name for name, each in found.items() if token in each.environment.values()} == MEMBERS
+    assert not any(token in part for each in found.values() for part in each.command)
+    assert not any(token in path.read_text() for path in (config.data / "run").iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("section", "variables"),
+    [
+        ("", {"MAESTRO_MESH_TOKEN": "of-the-environment-0123"}),
+        ("mesh: {tokens: [{env: OURS}]}\n", {"OURS": "of-the-environment-0123"}),
+        ("mesh: {tls: {certificate: c, key: k, authority: a}}\n", {}),
+    ],
+)
+def test_a_mesh_that_has_something_to_show_gets_no_token(
+    section: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    environment = ENVIRONMENT | variables
+    config, folder = configured(tmp_path, f"version: 1\n{section}", environment), Folder(tmp_path / "data")
+    folder.create()
+    assert with_mesh_token(config, folder, environment) == environment
+    assert not (folder.root / "mesh-token").exists()
+    having = {name for name, each in made(config, environment).items() if variables.keys() & each.environment.keys()}
+    assert having == (MEMBERS if variables else set())
+
+
+def test_a_nats_that_wants_a_login_is_somebody_elses(tmp_path: Path) -> None:
+    environment = ENVIRONMENT | {"NATS_WORD": "secret-of-nats"}
+    section = "nats: {user: maestro, password: {env: NATS_WORD}}\n"
+    config = configured(tmp_path, f"version: 1\n{section}", environment)
+    assert own_nats(config) is None
+    found = made(config, environment)
+    assert {name for name, each in found.items() if "NATS_WORD" in each.environment} == MEMBERS
+    assert found.keys() == MEMBERS | {"envoy"}

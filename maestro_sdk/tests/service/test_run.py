@@ -24,6 +24,7 @@ from maestro_sdk.adapter.service import adapter
 from maestro_sdk.errors import UpstreamError, from_rpc_error
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.config_file import ConfigError
+from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.settings import load
 from maestro_sdk.testing.servers import free_port
 
@@ -208,13 +209,37 @@ async def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     assert log == f"stand: can't listen on {first.address}: Address already in use\n"
 
 
-@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
-async def test_an_address_that_is_open_to_others_is_warned_of(tmp_path: Path, host: str, warned: bool) -> None:
-    async with process(tmp_path, MAESTRO__GATEWAY__ADDRESS=f"{host}:{free_port()}") as service:
+async def test_a_service_that_other_machines_reach_needs_to_know_its_peers(tmp_path: Path) -> None:
+    address = f"0.0.0.0:{free_port()}"
+    async with process(tmp_path, MAESTRO__GATEWAY__ADDRESS=address) as service:
+        code, log = await end(service.child)
+    assert code == 2
+    assert log.startswith(f"mesh: {address} is open to other machines")
+    assert "MAESTRO_MESH_TOKEN" in log
+    assert "mesh.open" in log
+
+
+@pytest.mark.parametrize("consent", [{"MAESTRO_MESH_TOKEN": "t" * 16}, {"MAESTRO__MESH__OPEN": "true"}])
+async def test_a_token_or_a_word_opens_it(tmp_path: Path, consent: dict[str, Any]) -> None:
+    async with process(tmp_path, MAESTRO__GATEWAY__ADDRESS=f"0.0.0.0:{free_port()}", **consent) as service:
         await told(service.child, "listening on")
         service.child.terminate()
-        _, log = await end(service.child)
-    assert ("is open to other machines" in log) is warned
+        code, _ = await end(service.child)
+    assert code == 0
+
+
+async def test_a_service_with_a_token_takes_calls_of_its_mesh_alone(tmp_path: Path) -> None:
+    async with process(tmp_path, MAESTRO_MESH_TOKEN="t" * 32) as service:
+        await told(service.child, "ready")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ChatStub(service.channel).Chat(REQUEST, metadata=(("x-maestro-tenant", "acme"),))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        async with Peer(("t" * 32,)).open_channel(service.address) as channel:
+            assert (await ChatStub(channel).Chat(REQUEST)).response_id == "r"
+        service.child.terminate()
+        code, log = await end(service.child)
+    assert code == 0
+    assert "t" * 16 not in log
 
 
 async def test_a_wrong_configuration_ends_with_2_and_all_problems(tmp_path: Path) -> None:

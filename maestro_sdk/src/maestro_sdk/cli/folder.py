@@ -9,11 +9,13 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+MESH_TOKEN = "mesh-token"  # noqa: S105 - the name of a file
+"""Name of the file that keeps the token of a mesh which was given none."""
 _LEAST_SPACE = 16 * 2**10
 
 
@@ -123,17 +125,25 @@ class Folder:
 
     def development_key(self) -> str:
         """The key for development: made once, kept in a file that only its owner can read."""
-        path = self.root / "key"
-        try:
-            if key := path.read_text().strip():
-                return key
-        except FileNotFoundError:
-            pass
-        key = f"mk-{secrets.token_hex(16)}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(key + "\n")
-        return key
+        return _kept(self.root / "key", lambda: f"mk-{secrets.token_hex(16)}")
+
+    def mesh_token(self) -> str:
+        """The token of a mesh that was given none, kept likewise, so that processes started apart may have it, too."""
+        return _kept(self.root / MESH_TOKEN, lambda: secrets.token_hex(32))
+
+
+def _kept(path: Path, make: Callable[[], str]) -> str:
+    """The secret in a file that only its owner can read, made where there is none."""
+    try:
+        if found := path.read_text().strip():
+            return found
+    except FileNotFoundError:
+        pass
+    made = make()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(made + "\n")
+    return made
 
 
 class LogFile:

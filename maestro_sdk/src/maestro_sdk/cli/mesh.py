@@ -99,9 +99,11 @@ class Mesh:
     async def _publish_rejection(self, error: ConfigError) -> None:
         """Tells by an event what no service gets to see. While NATS is away it waits for the next time."""
         # Imported here: a start that nobody has to complain about need not wait for them.
+        from maestro_sdk.service.buses import remember_login
         from maestro_sdk.service.config_events import rejected
         from maestro_sdk.service.events import MESH, EventPublisher, new_event
 
+        remember_login(self._config.nats)
         payload = rejected("supervisor", self._config, error)
         try:
             async with EventPublisher.from_config(self._config, "supervisor") as events:

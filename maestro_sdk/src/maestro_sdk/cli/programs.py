@@ -55,8 +55,13 @@ class Program:
 
 
 def own_nats(config: Config) -> str | None:
-    """The address of the NATS server that belongs to this mesh; None when the configuration names somebody else's."""
+    """The address of the NATS server that belongs to this mesh; None when it is somebody else's.
+
+    One that wants a login is: what `maestro up` starts takes everybody on loopback.
+    """
     parts = urlsplit(config.nats.url)
+    if config.nats.has_login:
+        return None
     ours = (parts.hostname or "") in _LOOPBACK and "," not in config.nats.url
     return join_address(parts.hostname or "", parts.port or _NATS_PORT) if ours else None
 
@@ -122,8 +127,14 @@ def environment_for(section: str, config: Config, environment: Mapping[str, str]
     """
     own: set[str] = set()
     foreign: set[str] = set()
-    # Gateways sign what they deliver to the webhooks of tenants.
-    shared = ("nats.", "store.", "tenants.") if section == "gateway." else ("nats.",)
+    match section:
+        case "gateway.":
+            # Gateways sign what they deliver to the webhooks of tenants.
+            shared = ("mesh.", "nats.", "store.", "tenants.")
+        case "nats." | "envoy.":
+            shared = ()
+        case _:
+            shared = ("mesh.", "nats.")
     for path, name in _references(config.model_dump(mode="json", exclude_none=True)):
         (own if path.startswith((section, *shared)) else foreign).add(name)
     foreign |= _known_keys()  # also where this configuration has no use for them

@@ -21,6 +21,7 @@ from maestro_sdk.cli.programs import KEY_VARIABLE, Program, freed, listeners, mo
 from maestro_sdk.cli.rendering import TemplateError
 from maestro_sdk.cli.replicas import introduced, replicas
 from maestro_sdk.service.free_ports import find_free_ports
+from maestro_sdk.service.meshes import TOKEN_VARIABLE
 from maestro_sdk.service.settings import Config, ConfigError, load
 
 
@@ -58,6 +59,7 @@ def start(options: Options, environment: Mapping[str, str], console: Console) ->
             console.say("stop that process, set another address, or use --port and --free-ports")
             return 1
         environment, key, shown = with_key(config, folder, environment)
+        environment = with_mesh_token(config, folder, environment)
         further = replicas(config, find_free_ports)
         config = introduced(config, further)
         run = programs(config, further, folder, environment)
@@ -95,6 +97,14 @@ def with_key(
                 value if key.env == KEY_VARIABLE else f"${key.env}" if key.env else f"<{key.file}>",
             )
     return environment, None, "none"
+
+
+def with_mesh_token(config: Config, folder: Folder, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment, with a token for the mesh where its processes would have nothing to show each other."""
+    named = any(token.env == TOKEN_VARIABLE for token in config.mesh.tokens)
+    if not named or config.mesh.tls is not None or any(token.get(environment) for token in config.mesh.tokens):
+        return environment
+    return {**environment, TOKEN_VARIABLE: folder.mesh_token()}
 
 
 def stop(folder: Folder, console: Console, *, limit: float) -> int:

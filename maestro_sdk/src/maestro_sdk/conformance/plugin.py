@@ -19,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--maestro-report", metavar="FILE.json", help="write the machine-readable report")
     group.addoption("--maestro-timeout", metavar="SECONDS", type=float, default=60.0, help="most per answer")
     group.addoption("--maestro-key", metavar="KEY", default="", help="key for a server that wants one")
+    group.addoption("--maestro-token", metavar="TOKEN", help="mesh token (default: $MAESTRO_MESH_TOKEN)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -24,6 +24,7 @@ from maestro_sdk.conformance.case import Case, Subject
 from maestro_sdk.conformance.outcome import Broken, NotApplicable, Outcome, Verdict
 from maestro_sdk.conformance.report import Report
 from maestro_sdk.conformance.target import TIMEOUT, Target, open_target, refusal_of
+from maestro_sdk.service.peer import NOBODY, Peer
 
 CASES: tuple[Case, ...] = (
     serving.health,
@@ -98,12 +99,13 @@ async def prove(
     model: str = "",
     timeout: float = TIMEOUT,
     key: str = "",
+    peer: Peer = NOBODY,
     watch: Callable[[Outcome], None] | None = None,
     cases: Sequence[Case] = CASES,
 ) -> Report:
     """Runs `cases` against "host:port"; see `open_target`. `watch` hears of each outcome as it comes."""
     begun = time.monotonic()
-    async with open_target(address, model=model, timeout=timeout, key=key) as target:
+    async with open_target(address, model=model, timeout=timeout, key=key, peer=peer) as target:
         outcomes = await run(target, cases, watch)
         return Report.of(target, outcomes, time.monotonic() - begun)
 

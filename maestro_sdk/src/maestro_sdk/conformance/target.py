@@ -22,7 +22,7 @@ from maestro.llm.v1.model_pb2_grpc import ModelServiceStub
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.conformance.outcome import Broken, expect
 from maestro_sdk.errors import STATUS_DETAILS_KEY, MaestroError, Violation
-from maestro_sdk.service.channel import open_channel
+from maestro_sdk.service.peer import NOBODY, Peer
 
 if TYPE_CHECKING:
     from maestro.llm.v1.batch_pb2_grpc import BatchServiceAsyncStub
@@ -235,16 +235,16 @@ class Target:
 
 @asynccontextmanager
 async def open_target(
-    address: str, *, model: str = "", timeout: float = TIMEOUT, key: str = ""
+    address: str, *, model: str = "", timeout: float = TIMEOUT, key: str = "", peer: Peer = NOBODY
 ) -> AsyncGenerator[Target]:
     """Connects to "host:port" and chooses the model: the named one, else the one that chats with most features.
 
     Where none chats it is the one with most features.
 
     A server that can't be reached or has no such model gives a target without one: every case then says so. `timeout`
-    in seconds per answer, `key` for a server that wants one (the gateway).
+    in seconds per answer, `key` for a server that wants one (the gateway), `peer` for one that answers only its mesh.
     """
-    async with open_channel(address) as channel:
+    async with peer.open_channel(address) as channel:
         target = Target(address, channel, timeout, key)
         try:
             async with asyncio.timeout(min(timeout, _PATIENCE)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from maestro_sdk.conformance.outcome import Verdict
 from maestro_sdk.conformance.report import Report
 from maestro_sdk.conformance.suite import CASES, prove
 from maestro_sdk.conformance.target import TIMEOUT
+from maestro_sdk.service.meshes import TOKEN_VARIABLE
+from maestro_sdk.service.peer import Peer
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +30,7 @@ def report(request: pytest.FixtureRequest) -> Report:
             model=str(config.getoption("--maestro-model") or ""),
             timeout=float(config.getoption("--maestro-timeout") or TIMEOUT),
             key=str(config.getoption("--maestro-key") or ""),
+            peer=Peer.showing(str(config.getoption("--maestro-token") or os.environ.get(TOKEN_VARIABLE, ""))),
         )
     )
     if file := config.getoption("--maestro-report"):

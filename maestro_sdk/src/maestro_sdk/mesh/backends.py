@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import grpc
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, StreamChatResponse
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
-from maestro_sdk.mesh.keyed import KeyedStream, KeyedWhole, StandingKeys
+from maestro_sdk.mesh.keyed import KeyedStream, KeyedWhole, StandingKeys, part_key
 from maestro_sdk.mesh.table import Backend, Table
-from maestro_sdk.service.channel import open_channel
+from maestro_sdk.service.peer import NOBODY, Peer
 from maestro_sdk.service.validation import VALIDATED
 from maestro_sdk.tracing import current_call, outgoing_metadata
 
@@ -59,8 +60,8 @@ class EmbedCall(Protocol):
 class _Adapter:
     __slots__ = ("channel", "chat", "embed", "stream_chat")
 
-    def __init__(self, address: str) -> None:
-        self.channel = open_channel(address)
+    def __init__(self, address: str, peer: Peer) -> None:
+        self.channel = peer.open_channel(address)
         self.chat = self.channel.unary_unary(_CHAT, ChatRequest.SerializeToString, ChatResponse.FromString)
         self.stream_chat = self.channel.unary_stream(
             _STREAM_CHAT, ChatRequest.SerializeToString, StreamChatResponse.FromString
@@ -71,7 +72,9 @@ class _Adapter:
 class Backends:
     """Remote backends by address. They trust that the requests of chats were validated, as every front door does."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: Peer = NOBODY) -> None:
+        """`peer` is what this process shows the adapters."""
+        self._peer = peer
         self._adapters: dict[str, _Adapter] = {}
         self.standing = StandingKeys(lambda backend: self.channel(backend.address))
         """Calls with a key, which would outlive this process at their adapters."""
@@ -96,10 +99,15 @@ class Backends:
         """The channel to an adapter, for its other services."""
         return (self._adapters.get(address) or self._connect(address)).channel
 
-    def embed(self, backend: Backend, request: EmbedRequest, timeout: float | None) -> EmbedCall:
-        """A running call for vectors."""
+    def embed(self, backend: Backend, request: EmbedRequest, timeout: float | None, part: int = 0) -> EmbedCall:
+        """A running call for vectors: `part` of a request whose inputs go in several calls, each with its own key."""
         adapter = self._adapters.get(backend.address) or self._connect(backend.address)
-        return adapter.embed(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
+        current = current_call()
+        if current is None or not current.key:
+            return adapter.embed(request, timeout=timeout, metadata=(*outgoing_metadata(), VALIDATED))
+        keyed = replace(current, key=part_key(current.key, part))
+        call = adapter.embed(request, timeout=timeout, metadata=(*keyed.metadata(), VALIDATED))
+        return KeyedWhole(call, self.standing.of(backend, keyed))
 
     async def forget(self, table: Table) -> None:
         """Closes channels to addresses that `table` no longer names, once their calls have ended."""
@@ -115,5 +123,5 @@ class Backends:
         self._adapters.clear()
 
     def _connect(self, address: str) -> _Adapter:
-        adapter = self._adapters[address] = _Adapter(address)
+        adapter = self._adapters[address] = _Adapter(address, self._peer)
         return adapter

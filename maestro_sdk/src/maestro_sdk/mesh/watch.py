@@ -25,7 +25,8 @@ from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.reports import Reports
 from maestro_sdk.mesh.snapshot import Snapshot
 from maestro_sdk.mesh.table import EMPTY, Table, compile_table
-from maestro_sdk.service.channel import open_channel
+from maestro_sdk.service.peer import NOBODY, Peer
+from maestro_sdk.service.validation import VALIDATED
 
 if TYPE_CHECKING:
     from maestro.router.v1.router_pb2_grpc import RouterServiceAsyncStub
@@ -66,9 +67,11 @@ class RouteWatcher:
         *,
         on_change: Callable[[], None] = lambda: None,
         patience: Patience = Patience(),
+        peer: Peer = NOBODY,
     ) -> None:
         """`routers` are addresses in the order in which they are tried. `snapshot` is a file that keeps the last table,
-        so that a restart without a router goes on with it. `on_change` is called when `lost` changes.
+        so that a restart without a router goes on with it. `on_change` is called when `lost` changes. `peer` is what
+        this process shows the routers.
         """
         self.table: Table = EMPTY
         self.message = RouteTable()
@@ -84,6 +87,8 @@ class RouteWatcher:
         self._snapshot = Snapshot(snapshot) if snapshot is not None else None
         self._on_change = on_change
         self._patience = patience
+        self._peer = peer
+        self._refused = False
         self._reports = Reports(subscriber, self.local)
         self._changed = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -118,7 +123,7 @@ class RouteWatcher:
         batch = self._reports.take(time.time())
         if self.router is not None and batch is not None:
             with suppress(grpc.aio.AioRpcError):
-                await self.router.Report(batch, timeout=1.0)
+                await self.router.Report(batch, metadata=(VALIDATED,), timeout=1.0)
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
@@ -189,7 +194,7 @@ class RouteWatcher:
             return 0.0
         try:
             # Its own channel, which tries to connect now: an old one might still be waiting for its next try.
-            async with open_channel(address) as channel, asyncio.TaskGroup() as group:
+            async with self._peer.open_channel(address) as channel, asyncio.TaskGroup() as group:
                 router: RouterServiceAsyncStub = RouterServiceStub(channel)
 
                 def join() -> None:
@@ -201,6 +206,7 @@ class RouteWatcher:
         except* (_RouterGone, grpc.aio.AioRpcError) as gone:
             if joined:
                 log.warning("the router at %s is gone: %s", address, _told(gone))
+            self._note_refusal(address, gone)
         except* Exception as failed:
             log.error("what the router at %s sent can't be used", address, exc_info=failed)
         finally:
@@ -238,7 +244,9 @@ class RouteWatcher:
             if batch is None and 0.0 <= now - self.local.router_seen < self._patience.heartbeat:
                 continue
             try:
-                await router.Report(batch or ReportRequest(reporter=self._subscriber), timeout=self._patience.answer)
+                # What it holds is bounded here, and the router need not count again.
+                report = batch or ReportRequest(reporter=self._subscriber)
+                await router.Report(report, metadata=(VALIDATED,), timeout=self._patience.answer)
             except BaseException as error:
                 if isinstance(error, grpc.aio.AioRpcError) and error.code() not in _GONE:
                     log.warning("a report was refused by the router: %s", error.details())
@@ -259,6 +267,14 @@ class RouteWatcher:
         if self.lost:
             self.lost = False
             self._on_change()
+
+    def _note_refusal(self, address: str, gone: BaseExceptionGroup[BaseException]) -> None:
+        """Tells once that a router takes this process for no member of the mesh: no waiting heals that."""
+        first = gone.exceptions[0]
+        if isinstance(first, grpc.aio.AioRpcError) and first.code() == grpc.StatusCode.UNAUTHENTICATED:
+            if not self._refused:
+                log.error("the router at %s refuses this process: %s", address, first.details())
+            self._refused = True
 
     def _lose(self) -> None:
         if not self.lost:

@@ -13,6 +13,9 @@ import nats.errors
 import nats.js.errors
 from nats.js import api
 
+from maestro_sdk.service.buses import login_at
+from maestro_sdk.service.event_kinds import DUPLICATE_WINDOW
+
 __all__ = ["STREAM", "Client", "Link", "ensure_stream", "heed_cancellation", "refusal"]
 
 Client: TypeAlias = Any
@@ -20,8 +23,6 @@ Client: TypeAlias = Any
 
 STREAM = "MAESTRO_EVENTS"
 SUBJECTS = "maestro.events.>"
-DUPLICATE_WINDOW = 600.0
-"""Seconds in which the stream knows an event again by its id."""
 
 _log = logging.getLogger(__name__)
 _RETRY = 0.25
@@ -102,6 +103,7 @@ class Link:
         connecting: asyncio.Task[Client] = asyncio.create_task(
             connect(
                 self._url,
+                **login_at(self._url),
                 name=self._name,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=_RETRY,

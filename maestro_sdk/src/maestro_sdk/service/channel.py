@@ -35,7 +35,20 @@ def intercept_channels(make: Callable[[], Sequence[grpc.aio.ClientInterceptor]])
     _makers.append(make)
 
 
-def open_channel(target: str, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()) -> grpc.aio.Channel:
-    """A plaintext channel to `target` ("host:port"); it connects on first use."""
+def open_channel(
+    target: str,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    name: str = "",
+) -> grpc.aio.Channel:
+    """A channel to `target` ("host:port"), plaintext without `credentials`; it connects on first use.
+
+    `name` is what the server's certificate has to be made out to, where not to the host of `target`.
+    """
     added = [interceptor for make in _makers for interceptor in make()]
-    return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=[*added, *interceptors])
+    every = [*added, *interceptors]
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=every)
+    options = (*_OPTIONS, ("grpc.ssl_target_name_override", name)) if name else _OPTIONS
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=every)

@@ -30,10 +30,10 @@ from maestro_sdk.errors import (
     to_status,
 )
 from maestro_sdk.service.telemetry import redacted
-from maestro_sdk.service.validation import VALIDATED, has_rules, validate
+from maestro_sdk.service.validation import VALIDATED, has_rules, validate, validator
 from maestro_sdk.tracing import Call, call_from_metadata, current_call, enter_call
 
-__all__ = ["Authenticate", "MeshInterceptor", "abort", "returns_last", "validate"]
+__all__ = ["Admit", "Authenticate", "MeshInterceptor", "abort", "returns_last", "validate"]
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 Authenticate: TypeAlias = Callable[[Metadata, str], str | Awaitable[str]]
@@ -41,6 +41,8 @@ Authenticate: TypeAlias = Callable[[Metadata, str], str | Awaitable[str]]
 
 It gives an awaitable only when somebody has to be asked: nearly every call is known at once.
 """
+Admit: TypeAlias = Callable[[Metadata], None]
+"""`admit(metadata)` raises `Unauthenticated` for a caller that is no service of the mesh."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 Arguments = ParamSpec("Arguments")
@@ -68,16 +70,25 @@ def returns_last(method: Callable[Arguments, Awaitable[Any]]) -> Callable[Argume
 
 
 class MeshInterceptor(grpc.aio.ServerInterceptor):
-    """`authenticate` may be missing: then callers are services of the mesh.
+    """`authenticate` may be missing: then callers are services of the mesh, as `admit` finds.
 
     The tenant is the one that they name, and a request that they validated is not validated again.
     """
 
     def __init__(
-        self, *, authenticate: Authenticate | None = None, endless: Iterable[str] = (), spans: bool = False
+        self,
+        *,
+        authenticate: Authenticate | None = None,
+        admit: Admit | None = None,
+        endless: Iterable[str] = (),
+        spans: bool = False,
     ) -> None:
         """`endless` are methods whose streams never end by themselves: a drain ends them. `spans`: spans are made."""
+        if authenticate is not None:
+            # Whoever calls, nobody validated it before: the first request need not wait for what every one needs.
+            validator()
         self._authenticate = authenticate
+        self._admit = admit
         self._endless = _ENDLESS | frozenset(endless)
         self._spans = spans
         # By method, and whether the request has to be validated.
@@ -98,12 +109,15 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             if original is None:
                 return None
             handler = self._handlers[kind] = self._wrapped(*kind, original)
-        if self._authenticate is not None and not method.startswith(_OPEN):
+        if not method.startswith(_OPEN):
             try:
-                tenant = self._authenticate(metadata, method)
-                if not isinstance(tenant, str):
-                    tenant = await tenant
-                call = Call(call.request_id, tenant, call.traceparent)
+                if self._authenticate is not None:
+                    tenant = self._authenticate(metadata, method)
+                    if not isinstance(tenant, str):
+                        tenant = await tenant
+                    call = Call(call.request_id, tenant, call.traceparent)
+                elif self._admit is not None:
+                    self._admit(metadata)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller doesn't get in
                 # The request isn't even read.
                 enter_call(Call(call.request_id, "", call.traceparent))

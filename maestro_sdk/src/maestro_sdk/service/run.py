@@ -7,6 +7,7 @@ streams in flight get the grace period to end, then everything closes. A second 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import ipaddress
 import logging
@@ -24,9 +25,11 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from maestro_sdk.service.buses import remember_login
 from maestro_sdk.service.channel import MAX_MESSAGE
-from maestro_sdk.service.config_file import ConfigError
+from maestro_sdk.service.config_file import ConfigError, Problem
 from maestro_sdk.service.interceptors import Authenticate, MeshInterceptor
+from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.registration import register
 from maestro_sdk.service.settings import Config, load
 from maestro_sdk.service.telemetry import Telemetry, set_up_logging, set_up_telemetry
@@ -51,6 +54,11 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.max_pings_without_data", 0),
 )
+_OPEN_TO_OTHERS = (
+    "{address} is open to other machines, and whoever reaches it would be taken for a member of the mesh, of any "
+    "tenant: give all processes of the mesh the same token in MAESTRO_MESH_TOKEN, or certificates in mesh.tls; or set "
+    "mesh.open to true where the network lets nobody else reach it"
+)
 _NOTICE = 0.3
 """Seconds between NOT_SERVING and the end of accepting: health watchers send new calls elsewhere meanwhile."""
 _POLL = 1.0
@@ -72,7 +80,8 @@ class Service:
     """What a process serves.
 
     `servicers` are instances of generated `*Servicer` classes. `ready` tells why requests can't be served, or "".
-    `authenticate` finds the tenant of a call. `endless` are methods ("/package.Service/Method") whose streams never end
+    `authenticate` finds the tenant of a call; without it all callers are to be services of the mesh, which `mesh` of
+    the configuration tells. `endless` are methods ("/package.Service/Method") whose streams never end
     by themselves, so a drain ends them with UNAVAILABLE. `drain` ends what the process serves beside gRPC, within the
     given seconds, at the same time as gRPC's own calls. `beside` is entered once the address is open, and left before
     the drain begins.
@@ -148,10 +157,18 @@ async def _main(name: str, config: Config, build: Build, telemetry: Telemetry) -
 
 
 async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, stop: _Stop) -> None:
+    peer = Peer.from_config(config)
+    remember_login(config.nats)
     async with build(config) as service:
         stop.building = None
+        inner = service.authenticate is None
+        if inner and not (peer.asks_token or peer.certificates or config.mesh.open or _is_loopback(service.address)):
+            raise ConfigError([Problem("", "mesh", _OPEN_TO_OTHERS.format(address=service.address))])
         interceptor = MeshInterceptor(
-            authenticate=service.authenticate, endless=service.endless, spans=telemetry.enabled
+            authenticate=service.authenticate,
+            admit=peer.admit if peer.asks_token else None,
+            endless=service.endless,
+            spans=telemetry.enabled,
         )
         server = grpc.aio.server(interceptors=(*telemetry.server_interceptors(), interceptor), options=_OPTIONS)
         statuses = _health.aio.HealthServicer()
@@ -160,17 +177,10 @@ async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, 
             (*names, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name), server
         )
         await _set_all(statuses, names, ready=False)
-        _listen(server, service.address)
+        _listen(server, service.address, peer.certificates.of_server() if inner and peer.certificates else None)
         await server.start()
         try:
             _log.info("%s: listening on %s", name, service.address)
-            if service.authenticate is None and not _is_loopback(service.address):
-                _log.warning(
-                    "%s: %s is open to other machines, and whoever reaches it is taken for a member of the mesh, of "
-                    "any tenant: let only the mesh's own processes reach it",
-                    name,
-                    service.address,
-                )
             _settle_memory()
             watch = asyncio.create_task(_watch_readiness(name, service, statuses, names))
             try:
@@ -223,6 +233,9 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+    # What reading modules and configuration took and no longer needs goes back to the system: 3 MB.
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 async def _watch_readiness(name: str, service: Service, statuses: Any, names: Sequence[str]) -> None:
@@ -259,7 +272,7 @@ class _CannotListen(Exception):
     pass
 
 
-def _listen(server: grpc.aio.Server, address: str) -> None:
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> None:
     host, _, port = address.rpartition(":")
     # gRPC's own failure logs three lines of C++ and names no reason, so the port is tried first.
     try:
@@ -270,7 +283,10 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(target)
             trial.listen(1)
-        server.add_insecure_port(address)
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, credentials)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _CannotListen(f"can't listen on {address}: {reason}") from None

@@ -25,6 +25,7 @@ from pydantic import (
 from maestro_sdk.service.adapters import AdapterConfig, AnnounceConfig, EnvironmentSwitch, Origin
 from maestro_sdk.service.audits import AuditConfig
 from maestro_sdk.service.budgets import BudgetConfig
+from maestro_sdk.service.buses import NatsConfig
 from maestro_sdk.service.config_file import (
     ConfigError,
     Document,
@@ -41,6 +42,7 @@ from maestro_sdk.service.gateways import GatewayConfig, KeyConfig, TenantConfig
 from maestro_sdk.service.jobs import JobsConfig
 from maestro_sdk.service.ledger import LedgerConfig
 from maestro_sdk.service.limits import LimitConfig, LimitsConfig, RateConfig
+from maestro_sdk.service.meshes import MeshConfig
 from maestro_sdk.service.resume import ResumeConfig
 from maestro_sdk.service.routers import BreakerConfig, QuarantineConfig, RouterConfig
 from maestro_sdk.service.routes import RouteConfig
@@ -92,22 +94,8 @@ __all__ = [
 FILE_VARIABLE = "MAESTRO_CONFIG"
 FILE_NAME = "maestro.yaml"
 
-_NATS_URL = re.compile(r"(?:nats|tls|wss?)://[^\s/]+/?")
 _HTTP_URL = re.compile(r"(?:https?://)?[^\s/]+(?:/\S*)?")
 _SECRET_NAME = re.compile(r"(?:.*_)?(?:api_?key|secret|token|password)", re.IGNORECASE)
-
-
-class NatsConfig(Settings):
-    """The NATS server, or several, separated by commas."""
-
-    url: str = "nats://127.0.0.1:4222"
-
-    @field_validator("url")
-    @classmethod
-    def _check_url(cls, value: str) -> str:
-        if not all(_NATS_URL.fullmatch(part.strip()) for part in value.split(",")):
-            raise ValueError("is not an address such as nats://127.0.0.1:4222")
-        return value
 
 
 class EventsConfig(Settings):
@@ -206,6 +194,7 @@ class Config(Settings):
     jobs: JobsConfig = JobsConfig()
     files: FilesConfig = Field(default_factory=FilesConfig)
     resume: ResumeConfig = ResumeConfig()
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
     nats: NatsConfig = NatsConfig()
     events: EventsConfig = EventsConfig()
     audit: AuditConfig = AuditConfig()

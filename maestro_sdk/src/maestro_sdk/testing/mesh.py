@@ -20,6 +20,9 @@ from typing import Any, Self
 
 import yaml
 
+from maestro_sdk.cli.folder import MESH_TOKEN
+from maestro_sdk.service.peer import Peer
+
 _FOREIGN = ("MAESTRO", "ANTHROPIC_", "OPENAI_", "AZURE_", "AWS_", "GOOGLE_", "OTEL_")
 """Starts of variables of the caller's environment that a test mesh must not see: real keys above all."""
 
@@ -52,6 +55,11 @@ class MeshProcess:
             **environment,
             "NO_COLOR": "1",
         }
+
+    @property
+    def peer(self) -> Peer:
+        """A process of this mesh: what its router and adapters let in."""
+        return Peer.showing((self.data / MESH_TOKEN).read_text())
 
     @property
     def target(self) -> str:

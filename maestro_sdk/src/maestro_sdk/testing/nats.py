@@ -14,11 +14,13 @@ from maestro_sdk.testing.servers import free_port
 class NatsServer:
     """The nats-server of this environment with JetStream on a folder of the test; it keeps its address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        """`options` of the command line stand behind ours."""
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self.folder = folder
         """Where its streams lie."""
+        self._options = options
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -26,6 +28,7 @@ class NatsServer:
         binary = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or "nats-server"
         self._process = await asyncio.create_subprocess_exec(
             *(binary, "--jetstream", "--store_dir", str(self.folder), "--addr", "127.0.0.1", "--port", str(self.port)),
+            *self._options,
             stderr=asyncio.subprocess.DEVNULL,
         )
         async with asyncio.timeout(20):

@@ -21,9 +21,11 @@ def find_redis() -> str | None:
 class RedisServer:
     """A server that keeps nothing on the disk, between the start and the end of its block; it keeps its address."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        """`options` of the command line stand behind ours; PORT in them is the port that it shall have."""
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
+        self._options = [str(self.port) if option == "PORT" else option for option in options]
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -42,6 +44,7 @@ class RedisServer:
             raise FileNotFoundError("neither redis-server nor valkey-server is installed")
         self._process = await asyncio.create_subprocess_exec(
             *(binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
+            *self._options,
             stdout=asyncio.subprocess.DEVNULL,
         )
         async with asyncio.timeout(10):

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from maestro.router.v1 import router_pb2 as pb
@@ -19,6 +20,7 @@ from maestro_router.compile import Adapter
 from maestro_router.verdicts import Verdicts, prove_core
 from maestro_sdk.adapter.announce import ANNOUNCE, BEAT, WHO
 from maestro_sdk.service.bus import Client, Link
+from maestro_sdk.service.peer import NOBODY, Peer
 from maestro_sdk.service.settings import Config
 
 log = logging.getLogger(__name__)
@@ -59,13 +61,18 @@ class Board(Protocol):
 class Admission:
     """Follows the announcements and shows on the board whom `router.admission` lets in."""
 
-    def __init__(self, config: Config, board: Board, prove: Prove = prove_core, look: float = _LOOK) -> None:
-        """`look` is the time in seconds between two looks at who was not heard; the 14th in a row is one too many."""
+    def __init__(
+        self, config: Config, board: Board, prove: Prove | None = None, look: float = _LOOK, peer: Peer = NOBODY
+    ) -> None:
+        """`look` is the time in seconds between two looks at who was not heard; the 14th in a row is one too many.
+        `peer` is what adapters are shown.
+        """
         self._mode = config.router.admission
         self._configured = frozenset(config.adapters)
         self._refresh = config.router.refresh
         self._board = board
-        self._prove = prove
+        self._peer = peer
+        self._prove = prove if prove is not None else partial(prove_core, peer=peer)
         self._pause = look
         self._verdicts = Verdicts(config.data / "router" / "verdicts.json")
         self._link = Link(config.nats.url, "router admission", lambda: None)
@@ -186,7 +193,7 @@ class Admission:
             if self._current[name] is before:
                 # The table shows the one before until the first view of this one: a quick restart leaves no gap.
                 self._current[name] = candidate
-        watch = AdapterWatch(view, self._refresh, lambda fresh: self._see(candidate, fresh))
+        watch = AdapterWatch(view, self._refresh, lambda fresh: self._see(candidate, fresh), self._peer)
         self._watches[candidate] = watch
         self._start(candidate, watch.run())
 
@@ -271,7 +278,7 @@ class Admission:
             self._drop(candidate, "it fell silent")
 
     async def _ask(self, candidate: Candidate) -> None:
-        if not await answers(candidate.address):
+        if not await answers(candidate.address, peer=self._peer):
             self._drop(candidate, "it fell silent, and does not answer")
 
     def _drop(self, candidate: Candidate, why: str) -> None:

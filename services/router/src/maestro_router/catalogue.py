@@ -21,7 +21,8 @@ from maestro.router.v1 import router_pb2 as pb
 from maestro_router.compile import Adapter
 from maestro_sdk.adapter.servicer import SPI_VERSION
 from maestro_sdk.errors import from_rpc_error
-from maestro_sdk.service.channel import open_channel
+from maestro_sdk.service.peer import NOBODY, Peer
+from maestro_sdk.service.validation import VALIDATED
 
 if TYPE_CHECKING:
     from maestro.llm.v1.model_pb2_grpc import ModelServiceAsyncStub
@@ -44,9 +45,12 @@ _MOST_COMPLAINTS = 20
 class AdapterWatch:
     """Follows one adapter; tells `on_change` each time its view differs from the last one."""
 
-    def __init__(self, adapter: Adapter, refresh: float, on_change: Callable[[Adapter], None]) -> None:
+    def __init__(
+        self, adapter: Adapter, refresh: float, on_change: Callable[[Adapter], None], peer: Peer = NOBODY
+    ) -> None:
         """`refresh` is the time in seconds between two readings of the models while the adapter serves."""
         self.view = adapter
+        self._peer = peer
         self._refresh = refresh
         self._on_change = on_change
         self._complaints: set[tuple[str, str]] = set()
@@ -56,7 +60,7 @@ class AdapterWatch:
     async def run(self) -> None:
         """Watches until cancelled."""
         pause = 0.05
-        async with open_channel(self.view.address) as channel:
+        async with self._peer.open_channel(self.view.address) as channel:
             health: Any = health_pb2_grpc.HealthStub(channel)
             models: ModelServiceAsyncStub = ModelServiceStub(channel)
             while True:
@@ -133,7 +137,9 @@ class AdapterWatch:
         told = size = 0
         token = ""
         while True:
-            page = await stub.ListModels(ListModelsRequest(page_token=token), timeout=_CALL_TIMEOUT)
+            page = await stub.ListModels(
+                ListModelsRequest(page_token=token), metadata=(VALIDATED,), timeout=_CALL_TIMEOUT
+            )
             told += max(1, len(page.models))
             size += page.ByteSize()
             if told > most or size > most_bytes:
@@ -187,9 +193,9 @@ async def settle(watches: Iterable[AdapterWatch], timeout: float) -> None:
                 await watch.seen.wait()
 
 
-async def answers(address: str, timeout: float = 1.0) -> bool:
+async def answers(address: str, timeout: float = 1.0, peer: Peer = NOBODY) -> bool:
     """Whether an adapter says, asked now and over a new connection, that it serves."""
-    async with open_channel(address) as channel:
+    async with peer.open_channel(address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
@@ -225,5 +231,7 @@ def _say(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         if error.code() == grpc.StatusCode.UNIMPLEMENTED:
             return "it serves no grpc.health.v1.Health or no maestro.llm.v1.ModelService"
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            return f"it refuses this router: {error.details()}"
         return f"not reachable: {from_rpc_error(error).message}"
     return str(error)

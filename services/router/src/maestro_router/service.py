@@ -17,6 +17,7 @@ from maestro_router.reload import Reload
 from maestro_router.servicer import RouterServicer
 from maestro_router.shared import Shared
 from maestro_sdk.service.events import MESH, EventPublisher, new_event
+from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.run import Service
 from maestro_sdk.service.settings import Config
 
@@ -27,6 +28,7 @@ _PATIENCE = 2.0
 @asynccontextmanager
 async def router(config: Config) -> AsyncGenerator[Service]:
     """Serves `RouterService`. What it does not know yet it says so in the table; what others know it reads first."""
+    peer = Peer.from_config(config)
     async with EventPublisher.from_config(config, "router") as events:
 
         def publish(subject: str, payload: Message) -> None:
@@ -35,7 +37,9 @@ async def router(config: Config) -> AsyncGenerator[Service]:
         board = Board(config, publish)
         export(board)
         watches = [
-            AdapterWatch(Adapter(name, adapter.address, regions=adapter.regions), config.router.refresh, board.see)
+            AdapterWatch(
+                Adapter(name, adapter.address, regions=adapter.regions), config.router.refresh, board.see, peer
+            )
             for name, adapter in config.enabled_adapters().items()
         ]
         for watch in watches:
@@ -46,7 +50,7 @@ async def router(config: Config) -> AsyncGenerator[Service]:
             running.append(group.create_task(reload.run(), name="watch the configuration"))
             shared = Shared(config, board)
             running.append(group.create_task(shared.run(), name="share the state"))
-            admission = Admission(config, board)
+            admission = Admission(config, board, peer=peer)
             running.append(group.create_task(admission.run(), name="hear announcements"))
             try:
                 # A table without the breakers that are open would close them at every gateway, and one without the

@@ -11,6 +11,7 @@ from typing import Any
 from maestro_router.announced import cheapest, digest
 from maestro_router.compile import Adapter
 from maestro_sdk.conformance.outcome import Outcome, Verdict
+from maestro_sdk.service.peer import NOBODY, Peer
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +24,17 @@ _MOST_CASES = 4
 _MOST_KEPT = 200
 
 
-async def prove_core(adapter: Adapter, timeout: float = PER_ANSWER) -> str:
+async def prove_core(adapter: Adapter, timeout: float = PER_ANSWER, peer: Peer = NOBODY) -> str:
     """Runs the core cases against an adapter, on its cheapest model that chats; tells what fails, "" for nothing.
 
-    `timeout` in seconds is for one answer.
+    `timeout` in seconds is for one answer; `peer` is what the adapter is shown.
     """
     # A router that verifies nobody does not load the suite.
     from maestro_sdk.conformance.suite import CORE, prove
 
     try:
         async with asyncio.timeout(_LONGEST):
-            report = await prove(adapter.address, model=cheapest(adapter), timeout=timeout, cases=CORE)
+            report = await prove(adapter.address, model=cheapest(adapter), timeout=timeout, cases=CORE, peer=peer)
     except TimeoutError:
         return f"the core of the conformance suite did not end within {_LONGEST:g} s"
     return summary([outcome for outcome in report.outcomes if not outcome.feature])

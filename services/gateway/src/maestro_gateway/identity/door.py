@@ -6,19 +6,21 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from maestro_gateway.identity.caller import Caller, enter_caller
-from maestro_gateway.identity.key_set import KeySet
 from maestro_gateway.identity.keys import Expired, Keys, Unfamiliar, configured, key_in
 from maestro_gateway.identity.principal import Principal, enter
 from maestro_gateway.identity.ring import KeyRing
 from maestro_gateway.identity.scopes import scope_of_method
-from maestro_gateway.identity.tokens import TokenVerifier
 from maestro_sdk.errors import MaestroError
 from maestro_sdk.service.interceptors import Authenticate, Metadata
 from maestro_sdk.service.settings import Config
 from maestro_sdk.tracing import call_from_metadata
+
+if TYPE_CHECKING:
+    from maestro_gateway.identity.key_set import KeySet
+    from maestro_gateway.identity.tokens import TokenVerifier
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +89,7 @@ def owner_of(error: MaestroError, principal: Principal | None) -> Principal | No
 async def identities(config: Config) -> AsyncGenerator[tuple[Keys, KeyRing]]:
     """The keys in force, and the ring that those stand in which were made; both kept up to date meanwhile."""
     folder = config.data / "gateway"
-    jwt = config.gateway.jwt
-    key_set = KeySet(jwt, folder / "jwks.json") if jwt is not None else None
-    tokens = TokenVerifier(jwt, key_set) if jwt is not None and key_set is not None else None
+    key_set, tokens = _of_tokens(config)
     keys = Keys(_configured(config), tokens)
     ring = KeyRing(config.nats.url, folder / "keys.json", keys)
     ring.load()
@@ -107,6 +107,19 @@ async def identities(config: Config) -> AsyncGenerator[tuple[Keys, KeyRing]]:
             task.cancel()
         # Not a task group: it would wrap what the gateway itself raises.
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _of_tokens(config: Config) -> tuple[KeySet | None, TokenVerifier | None]:
+    """What verifies the tokens of an identity provider, where one is configured."""
+    jwt = config.gateway.jwt
+    if jwt is None:
+        return None, None
+    # Imported here: 9 MB of cryptography that only they need.
+    from maestro_gateway.identity.key_set import KeySet
+    from maestro_gateway.identity.tokens import TokenVerifier
+
+    key_set = KeySet(jwt, config.data / "gateway" / "jwks.json")
+    return key_set, TokenVerifier(jwt, key_set)
 
 
 def _tell_end(task: asyncio.Task[None]) -> None:
