@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -27,9 +28,12 @@ from maestro_sdk.testing.scripted import ScriptedProvider, scripted_model
 from maestro_sdk.testing.servers import serve
 
 GATEWAYS = ("gateway", "gateway-2", "gateway-3")
+PROVIDERS = ("fake", "ceiling", "narrow", "leased", "frozen", "nearly", "roomy")
 TENANTS = ("rate", "places", "lease", "tokens", "frozen", "free", "openai", "anthropic")
-RATE, WINDOW = 20, 2.0
+RATE, WINDOW = int(os.environ.get("LIMITS_RATE", "20")), float(os.environ.get("LIMITS_WINDOW", "2"))
 PLACES = 7
+TIMEOUT = 1.0
+"""Of the store. A busy machine must not look like a store that is away: then each gateway counts for itself."""
 LEASE = 2.0
 TOKENS = 1000
 FIGURES: list[str] = []
@@ -40,9 +44,11 @@ class Provider(ScriptedProvider):
     """Counts the answers that are under way for each question. A question "hold" is never answered."""
 
     def __init__(self) -> None:
-        super().__init__(models=[scripted_model("fake/model")])
+        super().__init__(models=[scripted_model(f"{name}/model") for name in PROVIDERS])
         self.running: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        """By model."""
         self.pause = 0.02
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Sequence[ChatEvent]]:
@@ -56,6 +62,7 @@ class Provider(ScriptedProvider):
             await asyncio.sleep(3600 if text == "hold" else self.pause)
             for event in rest:
                 yield (event,)
+            self.answered[request.model] += 1
         finally:
             self.running[text] -= 1
 
@@ -93,10 +100,10 @@ class Mesh:
             await channel.close()
 
 
-def question(text: str, **more: Any) -> ChatRequest:
+def question(text: str, model: str = "fake/model", **more: Any) -> ChatRequest:
     """A question to the provider."""
     return ChatRequest(
-        model="fake/model", messages=[Message(role=Role.ROLE_USER, parts=[Part(text=TextPart(text=text))])], **more
+        model=model, messages=[Message(role=Role.ROLE_USER, parts=[Part(text=TextPart(text=text))])], **more
     )
 
 
@@ -117,14 +124,25 @@ def configuration(store: str, adapter: str) -> dict[str, Any]:
         "openai": {"requests": {"limit": 1, "per": "1h"}},
         "anthropic": {"requests": {"limit": 1, "per": "1h"}},
     }
+    providers: dict[str, Any] = {
+        "ceiling": {"requests": {"limit": RATE, "per": WINDOW}},
+        "fake:narrow/model": {"concurrency": PLACES},
+        "leased": {"concurrency": 3},
+        "frozen": {"requests": 100_000},
+        "nearly/model": {"requests": {"limit": RATE, "per": "1h"}},
+    }
     return {
         "version": 1,
         "gateway": {"replicas": 3, "keys": keys},
         "adapters": {"fake": {"address": adapter}},
-        "routes": {"default": {"targets": ["fake/model"]}},
+        # Who finds no room at a provider shall be told so, not wait for it.
+        "routes": {
+            "default": {"targets": ["fake/model"], "retry": {"back_off": "5ms", "longest_back_off": "5ms"}},
+            "spread": {"targets": ["nearly/model", "roomy/model"]},
+        },
         "aliases": {},
-        "store": {"url": store, "lease": LEASE},
-        "limits": {"headers_on_success": True, "tenants": tenants},
+        "store": {"url": store, "lease": LEASE, "timeout": TIMEOUT},
+        "limits": {"headers_on_success": True, "tenants": tenants, "providers": providers},
         "grace": "5s",
     }
 
@@ -135,7 +153,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents and isinstance(item, pytest.Function):
             if inspect.iscoroutinefunction(item.function):
                 item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-            item.add_marker(pytest.mark.timeout(60))
+            item.add_marker(pytest.mark.timeout(60 + 3 * WINDOW))
             if find_redis() is None:
                 item.add_marker(pytest.mark.skip(reason="neither redis-server nor valkey-server is installed"))
 

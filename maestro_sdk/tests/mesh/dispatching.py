@@ -95,7 +95,7 @@ def named(number: int, *pieces: str, window: int = 0, price: Price | None = None
 
 
 @asynccontextmanager
-async def mesh(*providers: Adapter, **limits: Any) -> AsyncGenerator[Mesh]:
+async def mesh(*providers: Adapter, gate: Any = None, **limits: Any) -> AsyncGenerator[Mesh]:
     async with AsyncExitStack() as stack:
         backends: list[pb.Backend] = []
         for provider in providers:
@@ -113,7 +113,7 @@ async def mesh(*providers: Adapter, **limits: Any) -> AsyncGenerator[Mesh]:
         remote = Backends()
         stack.push_async_callback(remote.close)
         failures: list[Attempt] = []
-        dispatcher = Dispatcher(source, remote, failures.append, dice=lambda: 0.0, last_words=0.3)
+        dispatcher = Dispatcher(source, remote, failures.append, dice=lambda: 0.0, last_words=0.3, gate=gate)
         yield Mesh(providers, source, dispatcher, failures)
 
 

@@ -98,6 +98,56 @@ def _written(tmp_path: Path, config: Config) -> Path:
             ),
         ),
         (
+            "limits:\n  providers:\n    openai: {requests: 5, max_part: 1KiB}",
+            (
+                "maestro.yaml:3: limits.providers.openai: max_part is a limit of callers; at a provider count "
+                "requests, tokens or concurrency"
+            ),
+        ),
+        (
+            "limits:\n  every_tenant: {providers: {openai: {jobs: 5}}}",
+            (
+                "maestro.yaml:2: limits.every_tenant.providers.openai: jobs is a limit of callers; at a provider count "
+                "requests, tokens or concurrency"
+            ),
+        ),
+        (
+            "limits:\n  providers:\n    openai: {concurrency: 0}",
+            "maestro.yaml:3: limits.providers.openai.concurrency: input should be greater than or equal to 1",
+        ),
+        (
+            "limits:\n  providers:\n    anthropc: {requests: 5}",
+            (
+                "maestro.yaml:3: limits.providers.anthropc: no route names provider 'anthropc', so this would limit "
+                "nobody; did you mean anthropic?"
+            ),
+        ),
+        (
+            "limits:\n  every_tenant:\n    providers:\n      'open ai': {requests: 5}",
+            (
+                "maestro.yaml:4: limits.every_tenant.providers.open ai: 'open ai' is no provider, provider/model, "
+                "adapter:provider or adapter:provider/model"
+            ),
+        ),
+        (
+            "limits:\n  providers:\n    eu:openai: {requests: 5}",
+            (
+                "maestro.yaml:3: limits.providers.eu:openai: 'eu' is not an adapter; there are: claude, openai, "
+                "vertex, bedrock, local"
+            ),
+        ),
+        (
+            "limits:\n  every_key: {providers: {openai: {requests: 5}}}",
+            (
+                "maestro.yaml:2: limits.every_key.providers: are limited per tenant and for all: limits.every_tenant, "
+                "limits.tenants, limits.providers"
+            ),
+        ),
+        (
+            "gateway: {replicas: 3}\nlimits:\n  providers: {openai: {requests: 5}}",
+            "maestro.yaml:2: limits: each of the 3 gateways would count for itself: set store.url to share the counts",
+        ),
+        (
             "gateway: {replicas: 3}\nlimits:\n  personas: {dev: {concurrency: 5}}",
             "maestro.yaml:2: limits: each of the 3 gateways would count for itself: set store.url to share the counts",
         ),
@@ -130,6 +180,8 @@ def test_wrong_limits_are_told_with_their_place(tmp_path: Path, text: str, expec
     [
         f"{KEYS}limits: {{tenants: {{acme: {{requests: 5}}, elsewhere: {{requests: 5}}}}}}",
         f"{KEYS}limits: {{keys: {{billing: {{requests: 5}}, key_0123456789abcdef: {{requests: 5}}}}}}",
+        "limits: {providers: {openai: {requests: 5}, other: {}, openai/gpt-6-luna: {}, 'local:local/a:b': {}}}",
+        "limits: {every_tenant: {providers: {'openai:azure': {tokens: {limit: 5, per: 1h}}}}}",
         "gateway: {replicas: 3}\nlimits: {every_tenant: {max_part: 1KiB}}",
         "gateway: {replicas: 3}\nlimits: {every_tenant: {requests: 1}}\nstore: {url: 'redis://h:6379'}",
     ],

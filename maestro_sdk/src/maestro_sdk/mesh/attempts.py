@@ -1,7 +1,8 @@
 """The attempts of one request: which backend comes next, after which pause, and how each of them ended.
 
 Backends of the plan come in its order, each once; then those that may be asked again, while the retry budget of the
-route lasts. An attempt that began ends exactly once: it succeeds, fails, is outrun, or is abandoned.
+route lasts. Whom the gate refuses is passed over. An attempt that began ends exactly once: it succeeds, fails, is
+outrun, or is abandoned; what it took at the gate goes back then.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 from maestro.event.v1.event_pb2 import AttemptFate
 from maestro.llm.v1.error_pb2 import ErrorReason
@@ -20,17 +22,23 @@ from maestro_sdk.errors import (
     ContextTooLong,
     MaestroError,
     OutputInvalid,
+    ProviderAuth,
     RateLimited,
     StreamBroken,
     Timeout,
+    Unauthenticated,
     UpstreamError,
 )
 from maestro_sdk.mesh.breach import find_breach
+from maestro_sdk.mesh.gate import Admission, Gate, PassedOver, Refusal, pass_over, soonest
 from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.plan import Plan, plan, refusal
 from maestro_sdk.mesh.spend import cost_at, estimate_usage
 from maestro_sdk.mesh.table import Backend, Policy, Table
 from maestro_sdk.mesh.trail import Attempt, Trail, add_trail, outcome_of
+
+if TYPE_CHECKING:
+    from maestro_sdk.mesh.vectors import Spend
 
 # Names of enums are looked up at each access.
 _ANSWERED, _FAILED = AttemptFate.ATTEMPT_FATE_ANSWERED, AttemptFate.ATTEMPT_FATE_FAILED
@@ -89,7 +97,8 @@ class Attempts:
     """One request's way through its plan."""
 
     __slots__ = (
-        *("_budget", "_confined", "_dice", "_on_failure", "_queue", "_retries", "_source"),
+        *("_alone", "_budget", "_dice", "_gate", "_on_failure", "_passed", "_queue", "_retries", "_source"),
+        *("_standing", "_waits_until"),
         *("deadline", "decision", "final", "hedged", "needs", "policy", "streamed", "trail"),
     )
 
@@ -102,6 +111,7 @@ class Attempts:
         budget: RetryBudget,
         dice: Callable[[], float],
         on_failure: Callable[[Attempt], None] | None,
+        gate: Gate | None,
         *,
         streamed: bool,
     ) -> None:
@@ -118,15 +128,25 @@ class Attempts:
         """Whether a second attempt was made beside a first one."""
         self._source, self._dice, self._on_failure = source, dice, on_failure
         self._queue = [ranked.choice.backend for ranked in decision.kept]
-        self._confined = False
+        # Where an answer stands that is taken up, and whether nobody else may answer.
+        self._standing: Backend | None = None
+        self._alone = False
+        self._gate = gate
+        # Whom the gate refused last, by backend; and until when such are waited for.
+        self._passed: dict[str, PassedOver] = {}
+        self._waits_until = 0.0
         self._retries = 0
         self._budget = budget
         budget.add(decision.route.name, self.policy.retry_share)
 
-    def confine(self, backend: Backend) -> None:
-        """Lets only `backend` be asked, once, whatever was decided and bars it: an answer of its own stands there."""
-        self._queue = [backend]
-        self._confined = self.hedged = True
+    def take_up(self, backend: Backend, *, alone: bool) -> None:
+        """Has `backend` asked first, whatever was decided and bars it: an answer of its own stands there.
+
+        When it stays `alone` no other one is asked, and it no second time.
+        """
+        self._standing, self._alone = backend, alone
+        self._queue = [backend, *(each for each in self._queue if each is not backend and not alone)]
+        self.hedged = True
 
     def timeout(self, attempt: Attempt) -> float | None:
         """Seconds that an attempt may take: its own limit and what is left to the request; None for no bound."""
@@ -139,20 +159,46 @@ class Attempts:
 
         With `fits` only backends that it takes are tried, and none is asked again.
         """
-        failed = self.trail.failed
-        if self._confined:
-            backend = self._queue.pop() if self._queue else None
-        elif not failed:
-            backend = self.peek()
-        elif self.final is not None or (self.deadline is not None and time.monotonic() >= self.deadline):
+        while (backend := await self._choose(fits)) is not None:
+            admission = self.at_gate(backend)
+            if admission is None or (refused := await admission.take()) is None:
+                return self.begin(backend, admission)
+            self._pass_over(backend, refused)
+        return None
+
+    def at_gate(self, backend: Backend) -> Admission | None:
+        """What an attempt at `backend` has to take before it begins; None for nothing."""
+        if self._gate is None or backend is self._standing:
+            # Where an answer stands, who asked for it first took what it needs.
             return None
-        else:
-            error = failed[-1].error
-            moves_on = fits is not None or (error is not None and self.fails_over(error))
-            backend = self.peek(fits) if moves_on else None
-            if backend is None and fits is None:
-                backend = await self._recover(moves_on)
-        return self.begin(backend) if backend is not None else None
+        return self._gate.find(backend, self.needs)
+
+    async def _choose(self, fits: Callable[[Backend], bool] | None) -> Backend | None:
+        failed = self.trail.failed
+        if self._standing is not None and self._queue[:1] == [self._standing]:
+            return self._queue.pop(0)
+        if self._alone:
+            return None
+        if not failed:
+            return self.peek() or (await self._recover(moves_on=True) if self._passed else None)
+        if self.final is not None or (self.deadline is not None and time.monotonic() >= self.deadline):
+            return None
+        error = failed[-1].error
+        moves_on = fits is not None or (error is not None and self.fails_over(error))
+        backend = self.peek(fits) if moves_on else None
+        return await self._recover(moves_on) if backend is None and fits is None else backend
+
+    def _pass_over(self, backend: Backend, refusal: Refusal) -> None:
+        """The gate refused a backend: another one is asked, and the decision tells why."""
+        if self._queue and self._queue[0] is backend:
+            del self._queue[0]
+        now, plan = time.monotonic(), self.trail.plan
+        if not self._passed:
+            self._waits_until = now + self.policy.longest_back_off + _GRACE
+        back_off = self.policy.back_off * (0.5 + self._dice())
+        self._passed[backend.id] = pass_over(backend, refusal, self._passed.get(backend.id), now, back_off)
+        if plan is not None:
+            self.trail.plan = replace(plan, passed={**plan.passed, backend.id: refusal.error.message})
 
     def peek(self, fits: Callable[[Backend], bool] | None = None) -> Backend | None:
         """The next planned backend that may be asked now; None when there is none, or no attempt is left."""
@@ -171,13 +217,20 @@ class Attempts:
             del queue[0]
         return None
 
-    def begin(self, backend: Backend) -> Attempt:
-        """Begins an attempt."""
+    def begin(self, backend: Backend, admission: Admission | None = None) -> Attempt:
+        """Begins an attempt, which took `admission` at the gate."""
         if self._queue and self._queue[0] is backend:
             del self._queue[0]
+        if self._passed:
+            self._passed.pop(backend.id, None)
+        if backend is self._standing:
+            # Asked again, it begins anew as any other.
+            self._standing = None
         local = self._source.local
-        attempt = Attempt(backend, len(self.trail.attempts) + 1, time.monotonic(), time.time())
+        attempt = Attempt(backend, len(self.trail.attempts) + 1, time.monotonic(), time.time(), admission=admission)
         self.trail.attempts.append(attempt)
+        if self.trail.on_attempt is not None:
+            self.trail.on_attempt(attempt)
         local.load.in_flight[backend.id] = local.load.in_flight.get(backend.id, 0) + 1
         local.begin(backend, attempt.called)
         return attempt
@@ -188,6 +241,7 @@ class Attempts:
         self._end(attempt, _ANSWERED)
         attempt.usage = usage
         attempt.cost = cost if cost is not None else cost_at(backend, usage)
+        _give_back(attempt)
         if not attempt.first_content:
             # The whole answer of a unary call is its first event.
             attempt.first_event = attempt.first_content = attempt.ended
@@ -199,13 +253,19 @@ class Attempts:
             local.note_headroom(backend.id, attempt.headroom, now)
         self._source.report(outcome_of(attempt, tokens))
 
-    def fail(self, attempt: Attempt, error: MaestroError) -> MaestroError:
-        """An attempt failed; `final` is set when no other one may follow. Gives the error as it counts here."""
+    def fail(self, attempt: Attempt, error: MaestroError, spend: Spend | None = None) -> MaestroError:
+        """An attempt failed; `final` is set when no other one may follow. Gives the error as it counts here.
+
+        What it used is `spend` where that is known, else an estimate.
+        """
         local, now = self._source.local, time.time()
         error = attempt.error = self._judge(attempt, error)
         self._end(attempt, _FAILED)
-        if attempt.first_event or isinstance(error, _CHARGED):
+        if spend is not None:
+            attempt.usage, attempt.cost = spend.usage, spend.cost
+        elif attempt.first_event or isinstance(error, _CHARGED):
             self._estimate(attempt)
+        _give_back(attempt)
         local.fail(attempt.backend, error, now, attempt.called)
         if isinstance(error, RateLimited) and error.retry_after:
             used_up = attempt.headroom = Headroom(requests=RateLimit(remaining=0))
@@ -225,6 +285,7 @@ class Attempts:
         """Another attempt began to answer first. That says no more of this one than that it takes longer."""
         self._end(attempt, _OUTRUN)
         self._estimate(attempt)
+        _give_back(attempt)
         local, waited = self._source.local, attempt.ended - attempt.begun
         local.abandon(attempt.backend, attempt.called)
         # A stream would have gone on after its first content; what came whole has no time after that.
@@ -236,6 +297,7 @@ class Attempts:
             if not attempt.ended:
                 self._end(attempt, _ABANDONED)
                 self._estimate(attempt)
+                _give_back(attempt)
                 self._source.local.abandon(attempt.backend, attempt.called)
 
     def note_breach(self, attempt: Attempt, breach: str) -> None:
@@ -251,6 +313,8 @@ class Attempts:
         if self.final is None and trail.answering is not None and trail.answering.error is not None:
             # Nobody went on with it: it ends with the error that broke it.
             error = trail.answering.error
+        if error is None and self._passed:
+            error = soonest(list(self._passed.values()))
         if error is None:
             # Every planned backend was taken by trial calls of other requests in the meantime: plan again to say why.
             now, source = time.time(), self._source
@@ -287,6 +351,9 @@ class Attempts:
         elif isinstance(error, Cancelled):
             # Not by this side: an adapter that goes down cancels its calls.
             error = UpstreamError(f"the adapter cancelled the call: {error.message}", metadata=error.metadata)
+        elif isinstance(error, Unauthenticated):
+            # The caller was let in: it is this process that the adapter takes for no member of its mesh.
+            error = ProviderAuth(f"the adapter refuses this process: {error.message}", metadata=error.metadata)
         elif breach := find_breach(error, attempt.backend, self.needs):
             error.metadata["breach"] = breach
             error.failover = True
@@ -303,11 +370,11 @@ class Attempts:
         if len(trail.attempts) >= policy.max_attempts:
             return None
         latest = {attempt.backend.id: attempt for attempt in (trail.failed if moves_on else trail.failed[-1:])}
-        soonest: tuple[float, Backend] | None = None
+        first: tuple[float, Backend] | None = None
         back_off = min(policy.longest_back_off, policy.back_off * 2**self._retries * (0.5 + self._dice()))
         for attempt in latest.values():
             error = attempt.error
-            if error is None or not error.retryable:
+            if error is None or not error.retryable or attempt.backend.id in self._passed:
                 continue
             pause = max(back_off, attempt.ended + (error.retry_after or 0.0) - time.monotonic())
             if barred := local.bars(attempt.backend, time.time()):
@@ -315,15 +382,40 @@ class Attempts:
                     continue
                 pause = max(pause, barred[1] - time.time() + _GRACE)
             # The one that failed longest ago first, where several may be asked equally soon.
-            if pause <= policy.longest_back_off + _GRACE and (soonest is None or pause < soonest[0]):
-                soonest = pause, attempt.backend
-        if soonest is None:
+            if pause <= policy.longest_back_off + _GRACE and (first is None or pause < first[0]):
+                first = pause, attempt.backend
+        waited = self._soonest_passed(trail.failed[-1].backend.id if not moves_on else None)
+        if waited is not None and (first is None or waited[0] < first[0]):
+            first = waited
+        if first is None:
             return None
-        pause, backend = soonest
+        pause, backend = first
         if self.deadline is not None and time.monotonic() + pause >= self.deadline:
             return None
-        if not self._budget.take(self.decision.route.name):
-            return None
-        self._retries += 1
+        # Waiting for the gate asks no provider for more, so that it is no retry.
+        if first is not waited:
+            if not self._budget.take(self.decision.route.name):
+                return None
+            self._retries += 1
         await asyncio.sleep(pause)
         return backend if local.bars(backend, time.time()) is None else None
+
+    def _soonest_passed(self, only: str | None) -> tuple[float, Backend] | None:
+        """Of those that the gate refused the first that is worth asking for again: seconds until then, and who it is.
+
+        A request waits no longer for that, all in all, than the longest time that it would back off.
+        """
+        now, found = time.monotonic(), None
+        for passed in self._passed.values():
+            if passed.again is None or passed.again > self._waits_until or only not in (None, passed.backend.id):
+                continue
+            pause = max(0.0, passed.again - now) + _GRACE
+            if found is None or pause < found[0]:
+                found = pause, passed.backend
+        return found
+
+
+def _give_back(attempt: Attempt) -> None:
+    """What an attempt took at the gate goes back, now that is known what it used."""
+    if attempt.admission is not None:
+        attempt.admission.settle(attempt.usage)

@@ -12,19 +12,20 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from time import monotonic
 from typing import TypeVar
 
 import grpc
 
-from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Finish, StreamChatResponse
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, Finish, StreamChatResponse
 from maestro_sdk.errors import from_rpc_error
 from maestro_sdk.mesh.addressing import address, seed_of
 from maestro_sdk.mesh.attempts import Attempts, RetryBudget, TableSource
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.course import AFTER_FINISH, ERROR_AFTER_FINISH, NO_END, TWO_FINISHES, take_headroom
-from maestro_sdk.mesh.handover import Relay, mark_cut
+from maestro_sdk.mesh.gate import Admission, Gate
+from maestro_sdk.mesh.handover import Begun, Relay, mark_cut
 from maestro_sdk.mesh.hedge import ENDS, HedgeBudget, Race
 from maestro_sdk.mesh.legs import StreamLeg, WholeLeg
 from maestro_sdk.mesh.needs import Needs
@@ -49,11 +50,14 @@ class Dispatcher:
         on_failure: Callable[[Attempt], None] | None = None,
         dice: Callable[[], float] = random.random,
         last_words: float = 2.0,
+        gate: Gate | None = None,
     ) -> None:
         """`on_failure` is told each failed attempt at once; `dice` gives numbers in [0, 1).
 
         `last_words` are the seconds after `finish` within which a call has to end; its caller does not wait for that.
+        Without a `gate` backends are asked as often as there are requests.
         """
+        self.gate = gate
         self._source = source
         self._backends = backends
         self._on_failure = on_failure
@@ -101,20 +105,19 @@ class Dispatcher:
         needs: Needs,
         trail: Trail,
         deadline: float | None = None,
-        only: Backend | None = None,
+        begun: Begun | None = None,
     ) -> AsyncGenerator[StreamChatResponse]:
         """The answer piece by piece: one `started` first, one `finish` last. Closing the iterator cancels the attempt.
 
-        With `only` an answer is taken up that stands at that backend, and no other one is asked. Raises the error of
-        the last attempt; after content was handed on, its metadata says `after_content`.
+        With `begun` it goes on with what another process began. Raises the error of the last attempt; after content was
+        handed on, its metadata says `after_content`.
         """
-        run = self._begin(needs, trail, deadline, streamed=True, only=only)
+        run = self._begin(needs, trail, deadline, streamed=True, begun=begun)
         # Of two attempts one is cancelled; who takes up a stream must know which one stands.
         run.hedged = run.hedged or request.resumable
         relay = Relay(request, trail) if run.policy.resumes else None
-        # Set once another backend may go on with what the caller has.
-        heir: Relay | None = None
-        obstacle = ""
+        # The heir is set once another backend may go on with what the caller has.
+        heir, obstacle = _inherit(run, relay, begun.told if begun is not None else ())
 
         seed = seed_of(request, needs)
 
@@ -196,22 +199,33 @@ class Dispatcher:
         ending.add_done_callback(self.endings.discard)
 
     def _begin(
-        self, needs: Needs, trail: Trail, deadline: float | None, *, streamed: bool, only: Backend | None = None
+        self, needs: Needs, trail: Trail, deadline: float | None, *, streamed: bool, begun: Begun | None = None
     ) -> Attempts:
         source, now = self._source, time.time()
         decision = trail.plan = plan(needs, source.table, source.local, now, self._dice)
-        if only is not None:
-            run = Attempts(
-                source, trail, decision, deadline, self._retries, self._dice, self._on_failure, streamed=streamed
-            )
-            run.confine(only)
+        if begun is not None:
+            run = self._attempts(trail, decision, deadline, streamed=streamed)
+            if begun.standing is not None:
+                # What was shown of it another backend can't say again, at most go on with it.
+                run.take_up(begun.standing, alone=begun.shown and not run.policy.resumes)
             return run
         if not decision.kept:
             raise refusal(decision, needs, now)
         if (hedge := decision.route.policy.hedge) is not None:
             self._hedges.earn(decision.route.name, decision.kept[0].choice.backend, needs, hedge.max_extra)
+        return self._attempts(trail, decision, deadline, streamed=streamed)
+
+    def _attempts(self, trail: Trail, decision: Plan, deadline: float | None, *, streamed: bool) -> Attempts:
         return Attempts(
-            source, trail, decision, deadline, self._retries, self._dice, self._on_failure, streamed=streamed
+            self._source,
+            trail,
+            decision,
+            deadline,
+            self._retries,
+            self._dice,
+            self._on_failure,
+            self.gate,
+            streamed=streamed,
         )
 
     def _patience(self, run: Attempts, attempt: Attempt) -> float | None:
@@ -226,15 +240,29 @@ class Dispatcher:
             return None
         return (pace.begins if run.streamed else pace.ends).after()
 
-    def _second(self, run: Attempts, ask: Callable[[Attempt], _Asked]) -> _Asked | None:
-        """Begins the second attempt of a race, when a backend is left and the route may spend that."""
+    async def _second(self, run: Attempts, ask: Callable[[Attempt], _Asked]) -> _Asked | None:
+        """Begins the second attempt of a race, when a backend is left that has room and the route may spend that."""
         backend = run.peek()
         if backend is None or any(found.backend.id == backend.id for found in run.trail.attempts if not found.ended):
             return None
-        if not self._hedges.spend(run.decision.route.name, backend, run.needs):
+        route, admission = run.decision.route.name, run.at_gate(backend)
+        if not self._hedges.spend(route, backend, run.needs):
+            return None
+        if admission is not None and not await self._may_begin(admission, route, backend, run.needs):
+            # It stays in its turn: once the first one fails there may be room.
             return None
         run.hedged = True
-        return ask(run.begin(backend))
+        return ask(run.begin(backend, admission))
+
+    async def _may_begin(self, admission: Admission, route: str, backend: Backend, needs: Needs) -> bool:
+        """Whether the gate lets a second attempt begin. One that does not costs nothing."""
+        taken = False
+        try:
+            taken = await admission.take() is None
+        finally:
+            if not taken:
+                self._hedges.return_spent(route, backend, needs)
+        return taken
 
 
 def _conclude(run: Attempts, attempt: Attempt, response: ChatResponse) -> ChatResponse:
@@ -248,6 +276,17 @@ def _conclude(run: Attempts, attempt: Attempt, response: ChatResponse) -> ChatRe
     _expose(run.decision, response)
     trail.finish = Finish(reason=response.finish_reason, usage=usage, cost=cost)
     return response
+
+
+def _inherit(run: Attempts, relay: Relay | None, told: Sequence[ChatEvent]) -> tuple[Relay | None, str]:
+    """Who goes on with what the caller has from another process, and what keeps others from it."""
+    if not told:
+        return None, ""
+    obstacle = relay.recall(told) if relay is not None else ""
+    if relay is None or obstacle:
+        run.final = run.trail.failed[-1].error
+        return None, obstacle
+    return relay, ""
 
 
 def _show(run: Attempts, leg: StreamLeg, relay: Relay | None, batch: StreamChatResponse) -> StreamChatResponse | None:

@@ -19,6 +19,7 @@ from maestro.llm.v1.usage_pb2 import Usage
 from maestro_sdk.errors import MaestroError, NotFound, OutputInvalid, StreamBroken, Timeout, from_rpc_error
 from maestro_sdk.mesh.attempts import Attempts, RetryBudget, TableSource
 from maestro_sdk.mesh.backends import Backends
+from maestro_sdk.mesh.gate import Gate
 from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.plan import Plan, choose_route, plan, refusal
 from maestro_sdk.mesh.table import DEFAULT_ROUTE, Table
@@ -40,12 +41,14 @@ class EmbedDispatcher:
         backends: Backends,
         on_failure: Callable[[Attempt], None] | None = None,
         dice: Callable[[], float] = random.random,
+        gate: Gate | None = None,
     ) -> None:
         """Parameters as for `Dispatcher`."""
         self._source = source
         self._backends = backends
         self._on_failure = on_failure
         self._dice = dice
+        self._gate = gate
         self._retries = RetryBudget()
 
     async def embed(
@@ -84,7 +87,9 @@ class EmbedDispatcher:
         needs = decision.needs
         if not decision.kept:
             raise refusal(decision, needs, now)
-        return Attempts(source, trail, decision, deadline, self._retries, self._dice, self._on_failure, streamed=False)
+        return Attempts(
+            source, trail, decision, deadline, self._retries, self._dice, self._on_failure, self._gate, streamed=False
+        )
 
     async def _go_on(self, run: Attempts, attempt: Attempt, work: Assembly, spend: Spend, most: int) -> None:
         """Makes the calls that are left, at one backend."""
@@ -93,7 +98,7 @@ class EmbedDispatcher:
             estimated = work.estimate()
             # Should the call be cut, the provider has worked on it all the same.
             attempt.told = (_plus(spend.usage, estimated),)
-            answer = await self._backends.embed(backend, work.ask(backend.model), _patience(run))
+            answer = await self._backends.embed(backend, work.ask(backend.model), _patience(run), work.done)
             spend.add(backend, answer, estimated)
             attempt.first_event = attempt.first_event or time.monotonic()
             work.add(answer)
@@ -134,10 +139,9 @@ def _fail(
     run: Attempts, attempt: Attempt, raised: grpc.aio.AioRpcError | MaestroError, work: Assembly, spend: Spend
 ) -> None:
     error = work.place(from_rpc_error(raised)) if isinstance(raised, grpc.aio.AioRpcError) else raised
-    run.fail(attempt, error)
-    if error is raised or not isinstance(error, _CHARGED):
-        # Either its answer came, or the call was refused and cost nothing: what the others used is known.
-        attempt.usage, attempt.cost = spend.usage, spend.cost
+    # Either its answer came, or the call was refused and cost nothing: what the others used is known.
+    known = error is raised or not isinstance(error, _CHARGED)
+    run.fail(attempt, error, spend if known else None)
 
 
 def _conclude(attempt: Attempt, trail: Trail, work: Assembly) -> EmbedResponse:

@@ -54,6 +54,11 @@ class HedgeBudget:
         self._left[key] -= cost
         return True
 
+    def return_spent(self, route: str, backend: Backend, needs: Needs) -> None:
+        """A second attempt that was granted is not made."""
+        cost = estimate(backend, needs)
+        self._left[route, cost is None] += 1.0 if cost is None else cost
+
 
 class Leg(Protocol):
     """An attempt under way."""
@@ -75,7 +80,7 @@ class Leg(Protocol):
 class Race(Generic[_Leg, _Piece]):
     """A first attempt, and a second one from the moment when the first is late.
 
-    The first one is read by the caller's own task; only a second one that really begins costs a task.
+    The first one is read by the caller's own task; only a late one costs a task.
     """
 
     __slots__ = ("_attempts", "_first", "_follower", "_head", "_second", "_start", "_won")
@@ -84,7 +89,7 @@ class Race(Generic[_Leg, _Piece]):
         self,
         attempts: Attempts,
         first: _Leg,
-        start: Callable[[], _Leg | None],
+        start: Callable[[], Awaitable[_Leg | None]],
         head: Callable[[_Leg], Awaitable[_Piece]],
     ) -> None:
         """`start` begins the second attempt, where there can be one; `head` gives the piece that commits to a leg."""
@@ -132,11 +137,12 @@ class Race(Generic[_Leg, _Piece]):
         self._attempts.outrun(first.attempt)
 
     def _begin(self) -> None:
-        self._second = self._start()
-        if self._second is not None:
-            self._follower = asyncio.get_running_loop().create_task(self._follow(self._second))
+        self._follower = asyncio.get_running_loop().create_task(self._follow())
 
-    async def _follow(self, second: _Leg) -> None:
+    async def _follow(self) -> None:
+        second = self._second = await self._start()
+        if second is None:
+            return
         try:
             piece = await self._head(second)
         except ENDS as error:

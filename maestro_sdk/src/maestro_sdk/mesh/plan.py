@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
 
@@ -44,6 +44,8 @@ class Plan:
     needs: Needs
     experiment: str = ""
     variant: str = ""
+    passed: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Why backends that were kept were passed over when their turn came, by id."""
 
     def message(self) -> pb.Decision:
         """The decision as the contract has it."""
@@ -57,11 +59,14 @@ class Plan:
         for ranked in self.kept:
             backend = ranked.choice.backend
             cost = estimate(backend, self.needs)
+            reason = f"{ranked.reason}; half open: a trial" if backend.state in _ON_TRIAL else ranked.reason
+            if why := self.passed.get(backend.id):
+                reason = f"{reason}; passed over: {why}"
             decision.candidates.add(
                 backend_id=backend.id,
                 model=backend.model,
                 kept=True,
-                reason=f"{ranked.reason}; half open: a trial" if backend.state in _ON_TRIAL else ranked.reason,
+                reason=reason,
                 score=ranked.score,
                 estimated_usd=None if cost is None else f"{cost:.9f}",
             )

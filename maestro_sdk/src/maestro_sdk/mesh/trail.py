@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from maestro.event.v1.event_pb2 import AttemptFate
@@ -10,9 +11,13 @@ from maestro.llm.v1.chat_pb2 import Finish
 from maestro.llm.v1.usage_pb2 import Cost, Headroom, Usage
 from maestro.router.v1.router_pb2 import Outcome
 from maestro_sdk.errors import Cancelled, MaestroError
+from maestro_sdk.mesh.gate import Admission
 from maestro_sdk.mesh.plan import Plan
 from maestro_sdk.mesh.spend import sum_costs, sum_usages
 from maestro_sdk.mesh.table import Backend
+
+_MOST_TOLD = 16
+"""Backends that an error names: it has to fit into the trailers of a call."""
 
 
 @dataclass(slots=True)
@@ -41,6 +46,8 @@ class Attempt:
     headroom: Headroom | None = None
     breach: str = ""
     """How the adapter broke the contract; empty when it did not."""
+    admission: Admission | None = None
+    """What it took at the gate; None for nothing."""
 
 
 @dataclass(slots=True)
@@ -51,6 +58,8 @@ class Trail:
     plan: Plan | None = None
     attempts: list[Attempt] = field(default_factory=list[Attempt])
     """In the order in which they began."""
+    on_attempt: Callable[[Attempt], None] | None = None
+    """Told of each attempt as it begins."""
     failed: list[Attempt] = field(default_factory=list[Attempt])
     """In the order in which they failed."""
     answering: Attempt | None = None
@@ -95,8 +104,11 @@ def outcome_of(attempt: Attempt, output_tokens: int) -> Outcome:
 def add_trail(error: MaestroError, trail: Trail) -> MaestroError:
     """Adds what was tried, so that the message of a failure tells the whole story."""
     tried = [f"{attempt.backend.id}: {attempt.error.reason}" for attempt in trail.failed if attempt.error is not None]
+    told = list(tried)
+    if trail.plan is not None:
+        told += [f"{name}: passed over: {why}" for name, why in trail.plan.passed.items()]
     error.metadata["attempts"] = str(len(tried))
-    error.metadata["tried"] = "; ".join(tried)
+    error.metadata["tried"] = "; ".join(told[:_MOST_TOLD])
     if isinstance(error, Cancelled):
         return error
     if len(tried) > 1 and not error.message.startswith("all "):

@@ -68,7 +68,7 @@ class Mesh:
     embedder: EmbedDispatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "embedder", EmbedDispatcher(self.source, self.backends))
+        object.__setattr__(self, "embedder", EmbedDispatcher(self.source, self.backends, gate=self.dispatcher.gate))
 
     def plan(self, needs: Needs) -> Plan:
         """The decision that a request with these needs would meet now. Raises `NotFound` for an unknown model."""

@@ -1,4 +1,4 @@
-"""Limits of tenants, keys and personas: what a request may take before it is admitted, and gives back at its end."""
+"""Limits: what a request takes before it is admitted, what an attempt takes of a provider, and what they give back."""
 
 from maestro_gateway.limits.headers import LimitHeaders, anthropic_headers, openai_headers
 from maestro_gateway.limits.limiter import Limiter, limiting

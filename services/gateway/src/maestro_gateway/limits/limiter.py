@@ -13,6 +13,7 @@ from maestro.event.v1.event_pb2 import ROUTE_DEGRADATION_STORE_BACK, ROUTE_DEGRA
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
 from maestro.llm.v1.message_pb2 import Part
+from maestro_gateway.limits.gate import ProviderGate
 from maestro_gateway.limits.rules import Rules, rules_for
 from maestro_gateway.limits.ticket import Ticket
 from maestro_sdk.errors import TooLarge, Violation
@@ -35,6 +36,8 @@ class Limiter:
         self.store: Store = store if store is not None else self.spare
         self._prefix = os.urandom(6).hex()
         self._numbers = itertools.count()
+        self.gate = ProviderGate(self)
+        """What stands before each attempt: limits of providers."""
         self.adopt(config)
 
     @property
@@ -55,6 +58,16 @@ class Limiter:
         """Puts other limits in force. What was counted so far counts on."""
         self._config = config
         self._known: dict[tuple[str, str, str], Rules | None] = {}
+        self.gate.adopt(config)
+
+    @property
+    def usual_output(self) -> int:
+        """Tokens of an answer whose length the request does not bound."""
+        return self._config.usual_output
+
+    def entry(self) -> str:
+        """A name for the store that no other entry has."""
+        return f"{self._prefix}{next(self._numbers):x}"
 
     def ticket(
         self, request: ChatRequest | EmbedRequest, tenant: str, key_id: str, key_name: str, persona: str
@@ -73,7 +86,7 @@ class Limiter:
         if not rules.counted:
             return None
         tokens = self._estimate(request) if rules.counts_tokens else 0
-        return Ticket(self, f"{self._prefix}{next(self._numbers):x}", rules.counted, tokens)
+        return Ticket(self, self.entry(), rules.counted, tokens)
 
     def _look_up(self, caller: tuple[str, str, str], key_name: str) -> Rules | None:
         if len(self._known) >= _MOST_KNOWN:

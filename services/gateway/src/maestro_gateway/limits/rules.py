@@ -1,12 +1,13 @@
-"""Which limits a caller falls under, as claims to be taken. Pure."""
+"""Which limits a caller, or an attempt at a backend, falls under, as claims to be taken. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from maestro_sdk.service.limits import LimitConfig, LimitsConfig
+from maestro_sdk.mesh.table import Backend
+from maestro_sdk.service.limits import CountConfig, LimitsConfig, ProviderLimitConfig
 from maestro_sdk.service.store import Kind
 
 Measure = Literal["requests", "tokens", "concurrency"]
@@ -24,6 +25,8 @@ class Rule:
     kind: Kind
     limit: int
     window: float
+    tenant: str = ""
+    """Whose limit at a provider it is; empty for one of the whole mesh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,32 @@ def rules_for(config: LimitsConfig, tenant: str, key_id: str, key_name: str, per
     )
 
 
-def _rules(limit: LimitConfig, scope: str, whose: str) -> Iterator[Rule]:
+def provider_rules(config: LimitsConfig, backend: Backend, tenant: str) -> tuple[Rule, ...]:
+    """The limits that an attempt of a tenant at a backend falls under: those of the mesh, then those of the tenant."""
+    of_tenant = config.tenants.get(tenant, config.every_tenant).providers
+    tag = f"{{provider:{backend.provider}}}"
+    return (
+        *_of_provider(config.providers, backend, f"{tag}:all", "", ""),
+        *_of_provider(of_tenant, backend, f"{tag}:tenant:{tenant}", f"tenant {tenant} at ", tenant),
+    )
+
+
+def named_provider(name: str) -> str:
+    """The provider of a name under `providers`: one itself, a model, an account or a backend."""
+    return name.split("/", 1)[0].rpartition(":")[2]
+
+
+def _of_provider(
+    limits: Mapping[str, ProviderLimitConfig], backend: Backend, scope: str, whose: str, tenant: str
+) -> Iterator[Rule]:
+    named = (("provider", backend.provider), ("account", backend.account), ("model", backend.model))
+    for kind, name in (*named, ("backend", backend.id)):
+        if (limit := limits.get(name)) is not None:
+            for rule in _rules(limit, f"{scope}:{kind}:{name}", f"{whose}{kind} {name}"):
+                yield replace(rule, tenant=tenant)
+
+
+def _rules(limit: CountConfig, scope: str, whose: str) -> Iterator[Rule]:
     if limit.requests is not None:
         yield _rule(scope, whose, "requests", limit.requests.limit, limit.requests.per)
     if limit.tokens is not None:

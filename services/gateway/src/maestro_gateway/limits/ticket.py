@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from maestro.llm.v1.usage_pb2 import Usage
 from maestro_gateway.limits.rules import Rule
-from maestro_sdk.errors import MaestroError, NoBackend, TenantConcurrency, TenantRateLimited
-from maestro_sdk.service.store import UNDO, Claim, Kind, Store, StoreAway, Verdict
+from maestro_gateway.limits.stake import Stake
+from maestro_sdk.errors import MaestroError, TenantConcurrency, TenantRateLimited
+from maestro_sdk.service.store import Kind, Verdict
 
 if TYPE_CHECKING:
     from maestro_gateway.limits.limiter import Limiter
-
-_AWAY_WAIT = 1.0
 
 _current: ContextVar[Ticket | None] = ContextVar("maestro_ticket", default=None)
 
@@ -30,23 +27,14 @@ def current_ticket() -> Ticket | None:
     return _current.get()
 
 
-class Ticket:
+class Ticket(Stake):
     """The claims of one request. `take` admits it; `settle` gives back what it did not use, and its places."""
 
-    __slots__ = ("_claims", "_entry", "_limiter", "_open", "_store", "rules", "tokens", "told", "verdict")
+    __slots__ = ("told", "verdict")
 
     def __init__(self, limiter: Limiter, entry: str, rules: Sequence[Rule], tokens: int) -> None:
         """`tokens` are those that it will use at most, as far as anybody knows."""
-        self._limiter = limiter
-        self._entry = entry
-        self._claims = [
-            Claim(rule.key, rule.kind, rule.limit, rule.window, tokens if rule.kind is Kind.SUM else 1)
-            for rule in rules
-        ]
-        self._store: Store = limiter.store
-        self._open = False
-        self.rules = rules
-        self.tokens = tokens
+        super().__init__(limiter, entry, rules, tokens)
         self.told = not limiter.tells_successes
         """Whether nobody has to be told any more in headers what is left."""
         self.verdict: Verdict | None = None
@@ -61,41 +49,9 @@ class Ticket:
 
     async def take(self) -> None:
         """Waits for nothing but the store. Raises `TenantRateLimited`, `TenantConcurrency`, `NoBackend`."""
-        try:
-            verdict = await self._ask()
-        except StoreAway:
-            if self._limiter.denies_without_store:
-                # The words of the store's driver may name hosts; they are in the log.
-                raise NoBackend(
-                    "limits can't be checked now: their store does not answer", retry_after=_AWAY_WAIT
-                ) from None
-            # Each gateway counts for itself meanwhile: that is more than allowed in all, but never without bound.
-            self._store = self._limiter.spare
-            verdict = self._limiter.spare.take(self._entry, self._claims)
-        self.verdict = verdict
+        verdict = self.verdict = await self.ask()
         if verdict.refused is not None:
             raise self._refusal(verdict.refused, verdict.retry_after)
-        self._open = True
-
-    def settle(self, usage: Usage | None) -> None:
-        """Ends it with the tokens that were used; a second time does nothing."""
-        if not self._open:
-            return
-        self._open = False
-        used = usage.input_tokens + usage.output_tokens if usage is not None else 0
-        claims = [claim for claim in self._claims if claim.kind is not Kind.EACH]
-        if claims:
-            self._store.finish(self._entry, claims, [used if claim.kind is Kind.SUM else 0 for claim in claims])
-
-    async def _ask(self) -> Verdict:
-        found = self._store.take(self._entry, self._claims)
-        if isinstance(found, Verdict):
-            return found
-        try:
-            return await found
-        except asyncio.CancelledError:
-            self._store.finish(self._entry, self._claims, [UNDO] * len(self._claims))
-            raise
 
     def _refusal(self, index: int, retry_after: float | None) -> MaestroError:
         rule = self.rules[index]
