@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from collections import Counter
 from decimal import Decimal
@@ -134,6 +135,52 @@ async def test_a_killed_gateway_leaves_no_hold_and_no_debt(mesh: Mesh, figures: 
         f"kill -9 of one of {len(GATEWAYS)} gateways among {REQUESTS} requests: {outcomes.count(None)} answered, "
         f"{len(orphans)} orphans charged as estimated, 0 held after {freed:.1f} s (lease {LEASE:g} s); "
         f"store = ledger = {balance.usd} nano-dollars, {len(known)} entries equal to the meter"
+    )
+
+
+async def test_a_gateway_that_was_taken_for_dead_puts_the_estimate_right(mesh: Mesh, figures: list[str]) -> None:
+    mesh.provider.pause, mesh.provider.frugal = 0.3, True
+    assert await attempt(mesh, "slow", 0, "slow before") is None
+    before = metered(mesh, "slow")
+    asked = asyncio.create_task(mesh.ask("slow", 2, "slow one", stream=True))
+    async with asyncio.timeout(10):
+        while "slow one" not in mesh.provider.meter:
+            await asyncio.sleep(0.005)
+    mesh.process.kill(GATEWAYS[2], signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(LEASE + 10):
+            while len(guessed := await mesh.ends("slow")) < 2 or (await mesh.balances("slow"))[0].held_usd:
+                await asyncio.sleep(0.05)
+        estimate = guessed[-1].request_failed
+        assert (estimate.usage.estimated, cost_of(guessed[-1])) == (True, MOST * TOKEN)
+        async with asyncio.timeout(10):
+            while (await mesh.balances("slow"))[0].usd != before + MOST * TOKEN:
+                await asyncio.sleep(0.05)
+    finally:
+        mesh.process.kill(GATEWAYS[2], signal.SIGCONT)
+    assert (await asked)[-1].events[-1].HasField("finish")
+    mesh.provider.pause, mesh.provider.frugal = 0.0, False
+    async with asyncio.timeout(10):
+        while (await mesh.balances("slow"))[0].usd != metered(mesh, "slow"):
+            await asyncio.sleep(0.05)
+    ends = await mesh.ends("slow")
+    assert [end_of(event).metadata["n"] for event in ends] == ["slow before", "slow one"]
+    assert sum(map(cost_of, ends)) == metered(mesh, "slow")
+    headers = dict(key_of("slow"))
+    async with (
+        aiohttp.ClientSession(mesh.process.url, headers=headers) as session,
+        session.get("/v1/usage") as answer,
+    ):
+        totals = (await answer.json())["totals"]
+    assert (totals["requests"], totals.get("failed_requests", "0"), totals.get("estimated_requests", "0")) == (
+        "2",
+        "0",
+        "0",
+    )
+    assert round(float(totals["cost_usd"]) * 1e9) == metered(mesh, "slow")
+    figures.append(
+        f"a gateway that stood still for {LEASE:g} s and more: {MOST * TOKEN} nano-dollars estimated by another one, "
+        f"then put right: store = ledger = usage = meter = {metered(mesh, 'slow')}"
     )
 
 

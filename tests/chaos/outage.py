@@ -164,7 +164,7 @@ def key_of(tenant: str) -> str:
     return f"mk-{tenant}-0123456789"
 
 
-def configuration(store: str, adapter: str) -> dict[str, Any]:
+def configuration(store: str, adapter: str, on_store_failure: str) -> dict[str, Any]:
     """What the mesh is started with."""
     paid = [tenant for tenant in TENANTS if tenant.startswith("paid")]
     limit = {"requests": 1_000_000, "concurrency": 500}
@@ -181,7 +181,7 @@ def configuration(store: str, adapter: str) -> dict[str, Any]:
         "routes": {"default": {"targets": ["fake/model"]}},
         "aliases": {},
         "store": {"url": store, "lease": LEASE},
-        "limits": {"on_store_failure": "allow", "tenants": dict.fromkeys(paid, limit)},
+        "limits": {"on_store_failure": on_store_failure, "tenants": dict.fromkeys(paid, limit)},
         "budgets": {"money": {"period": "month", "tenants": paid, "each": ["tenant"], "usd": 9000}},
         "grace": "5s",
     }
@@ -211,7 +211,12 @@ class Books:
         await self._client.close()
 
     async def ledger(self, tenant: str) -> dict[str, Event]:
-        """The entries of a tenant in their order, by identifier: as a reader of the ledger takes them."""
+        """The entries of a tenant that count, in their order, by identifier: as a reader of the ledger takes them."""
+        found = await self.entries(tenant)
+        return {name: event for name, event in found.items() if event.request_failed.estimate_of not in found}
+
+    async def entries(self, tenant: str) -> dict[str, Event]:
+        """All entries of a tenant in their order, estimates with a true end among them."""
         found: dict[str, Event] = {}
         async with aclosing(scan(self._client, LEDGER, [f"maestro.events.{tenant}.>"])) as batches:
             async for batch in batches:
@@ -235,7 +240,8 @@ class Books:
             SharedStore(StoreConfig(url=self._store.url, timeout=5.0)) as store,
             SharedHolds(store, 60.0, lambda charge: None) as holds,
         ):
-            return next((each for each in await holds.balances(group) if each.counter == f"{group}|{tenant}"), None)
+            found = await holds.balances(group)
+            return next((each for each in found if each.counter.startswith(f"{group}|{tenant}|")), None)
 
 
 def end_of(event: Event) -> RequestCompleted | RequestFailed | RequestDenied:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from maestro_sdk.service.store import StoreConfig
-from maestro_sdk.service.store.holds import Answer, Charge, Hold, Holds, Outcome, Share
+from maestro_sdk.service.store import shared as store_module
+from maestro_sdk.service.store.holds import Answer, Charge, Hold, Holds, Orphan, Outcome, Share
 from maestro_sdk.service.store.journal import HoldJournal
 from maestro_sdk.service.store.memory_holds import MemoryHolds
 from maestro_sdk.service.store.shared import SharedStore
@@ -205,6 +206,89 @@ async def test_a_hold_whose_owner_died_is_charged_and_told_until_that_is_safe(se
         await asyncio.sleep(1.2)
         assert await living.orphans(9) == []
         assert await balance(living) == (51, 5, 0, 0)
+
+
+@needs_store
+async def test_an_end_that_comes_after_its_hold_was_charged_puts_the_counter_in_doubt(server: RedisServer) -> None:
+    doubts: list[str] = []
+    async with shared(server, 0.05) as slow, shared(server, 5.0) as other:
+        slow.on_doubt = doubts.extend
+        await seeded(other)
+        for forgotten in (False, True):
+            late = hold(share(40))
+            assert (await reserve(slow, late)).outcome is Outcome.TAKEN
+            # It stands still, and does not say that it lives.
+            slow._own.pop(late.id)
+            found: list[Orphan] = []
+            async with asyncio.timeout(5):
+                while not found:
+                    await asyncio.sleep(0.02)
+                    found = [each for each in await other.orphans(9) if each.id == late.id]
+            assert found[0].charged == (COUNTER,)
+            if forgotten:
+                other.forget([late.id])
+            slow.settle(late, 10, 0, b"the end")
+            await balance(slow)
+            assert doubts == [COUNTER]
+            doubts.clear()
+            slow.forget([late.id])
+        assert (await balance(other))[0] == 80, "the ledger has to say what it was"
+        for _ in range(2):
+            await other.unseed(COUNTER)
+            assert (await balance(other))[0] == 80, "it is told until another sum is known"
+        await seeded(other, 20)
+        assert await balance(other) == (20, 0, 0, 0)
+
+
+@needs_store
+async def test_the_next_life_settles_what_is_still_held(server: RedisServer) -> None:
+    async with shared(server) as living:
+        await seeded(living)
+        async with shared(server) as dying:
+            ended, gone = hold(share(40, tokens=4)), hold(share(9))
+            for wish in (ended, gone):
+                assert (await reserve(dying, wish)).outcome is Outcome.TAKEN
+            dying.settle(gone, 9, 0, b"the end")
+        for _ in range(2):
+            living.close(ended.id, 15, 3, b"its own end")
+            living.close(gone.id, 1, 1, b"another end")
+            living.close("nobody", 1, 1, b"another end")
+        assert await balance(living) == (24, 3, 0, 0)
+        living.forget([ended.id, gone.id])
+        assert await living.orphans(9) == []
+
+
+@needs_store
+async def test_nothing_that_the_store_holds_is_dropped_while_it_is_away(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_OWED", 5)
+    async with shared(server) as one:
+        await seeded(one)
+        wishes = [hold(share(1)) for _ in range(20)]
+        for wish in wishes:
+            await reserve(one, wish)
+        server.freeze()
+        one.settle(wishes[0], 1, 0, b"the end")
+        async with asyncio.timeout(10):
+            while one.up:
+                await asyncio.sleep(0.01)
+        for wish in [hold(share(1)) for _ in range(20)] + wishes[1:]:
+            one.settle(wish, 1, 0, b"the end")
+        assert len(one._store._owed) == 5 + 19
+        server.thaw()
+        async with asyncio.timeout(10):
+            # Of the others it is found that the store does not know them.
+            while not one.up or await balance(one) != (40, 0, 0, 0):
+                await asyncio.sleep(0.02)
+
+
+@needs_store
+async def test_all_counters_are_listed_however_many(server: RedisServer) -> None:
+    async with shared(server) as one:
+        names = {f"{GROUP}|t{number}" for number in range(2300)}
+        await asyncio.gather(*(one.seed(name, 0, number, 0, ENDS) for number, name in enumerate(names)))
+        assert {found.counter for found in await one.balances(GROUP)} == names
 
 
 @needs_store

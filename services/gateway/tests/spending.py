@@ -54,6 +54,15 @@ def failed(*attempts: AttemptUsage, tenant: str = "acme", at: int | None = None)
     return _moved(new_event(payload, "request/r", tenant=tenant), at)
 
 
+def estimate(end: Event, ago: int, *attempts: AttemptUsage) -> Event:
+    """What is told of a request, begun `ago` nanoseconds before its `end`, by whoever finds that its gateway died."""
+    told = end.request_completed if end.HasField("request_completed") else end.request_failed
+    told.latency.FromNanoseconds(ago)
+    event = failed(*attempts, tenant=end.tenant, at=end.time.ToNanoseconds() - ago)
+    event.id, event.request_failed.estimate_of = f"of-{end.id}", end.id
+    return event
+
+
 @dataclasses.dataclass
 class Meter:
     """What a provider itself would charge."""

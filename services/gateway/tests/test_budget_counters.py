@@ -115,7 +115,7 @@ def test_who_falls_under_which(config: dict[str, Any], asker: Asker, values: tup
     assert [counter.values for counter in found] == ([values] if values is not None else [])
     for counter in found:
         assert counter_named(counter.name, budgets) == counter, "a store gives back what it was told"
-        assert counter.name.count("|") == 1 + len(counter.values)
+        assert counter.name.count("|") == 1 + len(counter.values) + bool(counter.filters)
 
 
 def test_counters_of_others_are_none_of_ours() -> None:

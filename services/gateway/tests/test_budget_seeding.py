@@ -23,7 +23,7 @@ class Ledger:
     """Takes events and tells nothing of it, until it is `alive`; where events go, too."""
 
     accepted = secured = 0
-    degraded = ""
+    degraded, delayed = "", False
 
     def __init__(self) -> None:
         self.alive = False
@@ -56,9 +56,9 @@ async def test_only_the_first_requests_wait_for_a_ledger_that_stands_still() -> 
     async def seed() -> float:
         """How long a request waits that finds the counter unknown."""
         begun = time.monotonic()
-        budgets._unknown_until = 0.0
+        budgets.seeds.unknown_until = 0.0
         try:
-            await budgets.seed(budgets.holds, config["all"], counter, found)
+            await budgets.seeds.seed(budgets.holds, config["all"], counter, found)
         finally:
             waits.append(time.monotonic() - begun)
         return waits[-1]

@@ -63,6 +63,10 @@ class Book:
     def secured(self) -> int:
         return len(self.events)
 
+    @property
+    def delayed(self) -> bool:
+        return False
+
     def publish(self, event: Event) -> None:
         self.events.append(event)
 
@@ -306,7 +310,7 @@ async def test_while_nobody_knows_what_was_spent_the_policy_decides(start: Start
     statuses = [(await gateway.post(question(max_tokens=7))).status for _ in range(4)]
     assert statuses == [503 if denies else 200] * 4
     bench_.book.away = False
-    bench_.budgets._unknown_until = 0.0
+    bench_.budgets.seeds.unknown_until = 0.0
     assert (await gateway.post(question(max_tokens=7))).status == (200 if denies else 402)
     assert await bench_.spent("all") == [(7 if denies else 28, 12 if denies else 48, 0)]
 
@@ -322,9 +326,10 @@ async def test_without_the_store_each_gateway_counts_for_itself(start: Start, de
 
         settle, undo, forget, seed = holds.settle, holds.undo, holds.forget, holds.seed
         orphans, balances, leave = holds.orphans, holds.balances, holds.leave
+        close, unseed, up = holds.close, holds.unseed, False
 
         def __init__(self) -> None:
-            self.on_charge = holds.on_charge
+            self.on_charge, self.on_doubt = holds.on_charge, holds.on_doubt
 
         def reserve(self, hold: Hold) -> Answer:
             raise StoreAway("connection to 10.0.0.7 refused")
@@ -365,7 +370,7 @@ async def test_an_unknown_model_is_no_matter_of_budgets(start: Start) -> None:
     assert await bench_.spent("all") == [(0, 0, 0)]
 
 
-async def test_an_event_that_ends_a_held_request_has_the_id_of_its_orphan(start: Start) -> None:
+async def test_the_orphan_of_a_held_request_stands_in_for_the_event_that_ends_it(start: Start) -> None:
     bench_ = bench(all={"usd": "0.1"})
     gateway = await start(priced(7), budgets=bench_, prices={"p0": PRICE})
     wishes: list[Hold] = []
@@ -379,8 +384,9 @@ async def test_an_event_that_ends_a_held_request_has_the_id_of_its_orphan(start:
     await gateway.post(question(max_tokens=20, metadata={"team": "a"}))
     (end,) = told(gateway, "request.completed")
     orphan = Event.FromString(wishes[-1].record)
-    assert (orphan.id, orphan.tenant, orphan.kind) == (end.id, "acme", "request.failed")
     failed = orphan.request_failed
+    assert (failed.estimate_of, orphan.tenant, orphan.kind) == (end.id, "acme", "request.failed")
+    assert (wishes[-1].id, orphan.id == end.id) == (end.id, False)
     assert (failed.request_id, failed.metadata["team"]) == (end.request_completed.request_id, "a")
     (used,) = failed.attempt_usages
     assert (used.cost.usd, used.cost.estimated, used.usage.output_tokens) == ("0.020000", True, 20)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from decimal import Decimal
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
@@ -87,12 +89,26 @@ class BudgetConfig(Settings):
         """The limit in nano-dollars."""
         return None if self.usd is None else int(self.usd * 10**9)
 
+    @cached_property
+    def filters(self) -> str:
+        """Names which requests it counts, and how they are split; empty when it counts all."""
+        narrowed = (self.tenants, self.keys, self.personas, self.labels)
+        if not any(narrowed):
+            return ""
+        return hashlib.sha256(repr((*map(_sorted, narrowed), self.each)).encode()).hexdigest()[:8]
+
     @property
     def own(self) -> str | None:
         """Whose it is alone: a tenant, "" for the one that a count stands for; None when tenants share a count."""
         if "tenant" in self.each:
             return ""
         return self.tenants[0] if len(self.tenants) == 1 else None
+
+
+def _sorted(names: Names | dict[str, Names]) -> list[Any]:
+    if isinstance(names, dict):
+        return sorted((name, sorted(values)) for name, values in names.items())
+    return sorted(names)
 
 
 def label_of(each: str) -> str:

@@ -10,6 +10,8 @@ KINDS = tuple(field.name.replace("_", ".", 1) for field in Event.DESCRIPTOR.oneo
 """All kinds, as "request.completed"."""
 FAMILIES = frozenset(f"{kind.partition('.')[0]}.*" for kind in KINDS)
 """All families of kinds, as "request.*"."""
+DUPLICATE_WINDOW = 600.0
+"""Seconds in which the stream of events knows an event again by its id."""
 
 
 def unknown_kinds(kinds: Iterable[str]) -> Iterator[tuple[int, str]]:

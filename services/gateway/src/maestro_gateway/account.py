@@ -28,13 +28,22 @@ from maestro.event.v1.event_pb2 import (
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Finish, StreamChatResponse
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro_gateway.budgets import Bill, Budgets
-from maestro_gateway.endings import failure_of, meaning_of, nanoseconds, orphan_of, span_of, usages_of
+from maestro_gateway.endings import (
+    failure_of,
+    meaning_of,
+    nanoseconds,
+    orphan_of,
+    span_of,
+    under_way,
+    usages_of,
+)
 from maestro_gateway.identity import current_caller, current_principal, permit
 from maestro_gateway.limits import Limiter, Ticket
+from maestro_gateway.notes import Notes
 from maestro_gateway.resume.superseded import Superseded
 from maestro_sdk.errors import Internal, MaestroError
 from maestro_sdk.mesh.trail import Attempt, Trail
-from maestro_sdk.service.events import new_event
+from maestro_sdk.service.events import new_event, new_event_id
 from maestro_sdk.tracing import Call
 
 if TYPE_CHECKING:
@@ -54,19 +63,29 @@ class Accountant:
         is_degraded: Callable[[], bool],
         limiter: Limiter | None = None,
         budgets: Budgets | None = None,
+        notes: Notes | None = None,
     ) -> None:
-        """Without a `limiter` nobody is limited, without `budgets` all may spend what they like."""
+        """Without a `limiter` nobody is limited, without `budgets` all may spend what they like.
+
+        Without `notes` nobody tells what is under way should this gateway be killed, but where a budget holds for it.
+        """
         self._publish = publish
         self._is_degraded = is_degraded
         self._limiter = limiter
         self._budgets = budgets
+        self._notes = notes
+
+    @property
+    def budgets(self) -> Budgets | None:
+        """The budgets that hold for requests; None when there can be none."""
+        return self._budgets
 
     def open(self, request: ChatRequest | EmbedRequest, call: Call, *, streamed: bool, job_id: str = "") -> Account:
         """The account of one request, begun when its block is entered. One that is `counted` is admitted before.
 
         Raises `PermissionDenied` when the caller's key may not ask as that persona or for that skill, and `TooLarge`.
         """
-        account = Account(self._publish, self._is_degraded, request, call, streamed, job_id)
+        account = Account(self._publish, self._is_degraded, request, call, streamed, job_id, self._notes)
         try:
             permit(request)
             if self._limiter is not None:
@@ -86,11 +105,13 @@ class Account:
         "_call",
         "_caller",
         "_earlier",
+        "_end_id",
         "_is_degraded",
         "_job_id",
         "_key_id",
         "_metadata",
         "_noted",
+        "_notes",
         "_operation",
         "_persona",
         "_publish",
@@ -116,6 +137,7 @@ class Account:
         call: Call,
         streamed: bool,
         job_id: str,
+        notes: Notes | None,
     ) -> None:
         self._publish = publish
         self._is_degraded = is_degraded
@@ -133,6 +155,9 @@ class Account:
             self._persona, self._skill = request.routing.persona, request.routing.skill
         self._operation = _CHAT if isinstance(request, ChatRequest) else _EMBED
         self._noted = 0
+        self._notes = notes
+        # That of the event which will tell the end, where another one may stand in for it.
+        self._end_id = ""
         self._route = ""
         self._earlier: ChatResponse | EmbedResponse | None = None
         self._sealed: Event | None = None
@@ -222,11 +247,15 @@ class Account:
 
     def deny(self, error: MaestroError) -> None:
         """Tells that it was refused before any work."""
-        self._send(
+        event = self._event(
             RequestDenied(
                 failure=failure_of(error), metadata=self._metadata, caller=self._caller.message(), **self._asked()
             )
         )
+        if self.bill is not None and self.bill.event_id:
+            # The store may have taken a hold without saying so, which somebody finds and tells.
+            event.id = self.bill.event_id
+        self._publish(event)
 
     def take_over(self) -> None:
         """It was begun, and admitted, at a gateway that is gone: here it only ends."""
@@ -245,16 +274,23 @@ class Account:
             self.ticket.settle(None)
         if self.bill is not None:
             self.bill.forsake()
+        if self._notes is not None and (name := self._end_name):
+            self._notes.drop(name)
 
     def __enter__(self) -> Self:
         if self._taken_over:
             return self
         self._send(RequestStarted(streamed=self._streamed, **self._asked()))
+        if self._notes is not None and self.bill is None and not self._call.key:
+            # What a budget holds for is written down already, and a standing call is taken up by another gateway.
+            self.trail.on_attempt = self._note_under_way
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Who holds each other waits for a collection, with all that hangs on it.
+        self.trail.on_attempt = None
         if self._told:
             return
         if isinstance(error, Superseded) or (self.handed_over and isinstance(error, asyncio.CancelledError)):
@@ -296,6 +332,21 @@ class Account:
         if finish is not None and not over and not self._told:
             # A death of this gateway right after the caller saw the end must not take what it cost.
             self._end(lambda: self._completed(finish))
+
+    @property
+    def _end_name(self) -> str:
+        """What its note is called; empty when there may be none."""
+        return self.bill.event_id if self.bill is not None else self._end_id
+
+    def _note_under_way(self, attempt: Attempt) -> None:
+        """Writes down that a backend is asked, in the place of what was written before."""
+        if self._notes is not None:
+            self._end_id = self._end_id or new_event_id()
+            asked = self._asked()
+            asked["streamed"], asked["caller"] = self._streamed, self._caller.message()
+            if self._metadata:
+                asked["metadata"] = self._metadata
+            self._notes.put(self._end_id, under_way(asked, self.trail, self._call, self._end_id))
 
     def _note(self, attempt: Attempt, error: MaestroError, *, will_continue: bool) -> None:
         backend = attempt.backend
@@ -383,9 +434,13 @@ class Account:
         event = self._sealed or self._event(payload())
         if self.bill is not None:
             self.bill.settle(self.trail, event)
+        elif self._end_id:
+            event.id = self._end_id
         self._publish(event)
         if self.bill is not None:
-            self.bill.told()
+            self.bill.told(event)
+        if self._notes is not None and (name := self._end_name):
+            self._notes.told(name)
 
     def _send(
         self,

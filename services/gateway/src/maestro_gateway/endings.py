@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from maestro.event.v1.event_pb2 import AttemptUsage, Failure, RequestFailed
+from maestro.event.v1.event_pb2 import AttemptFate, AttemptUsage, Event, Failure, RequestFailed
 from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro_sdk.errors import Cancelled, Internal, MaestroError
 from maestro_sdk.mesh.spend import sum_costs, sum_usages
-from maestro_sdk.mesh.trail import Trail
+from maestro_sdk.mesh.trail import Attempt, Trail
+from maestro_sdk.tracing import Call
 
 _NO_REASON = ErrorReason.ERROR_REASON_UNSPECIFIED
 _LONGEST_CODE = 128
+_ABANDONED = AttemptFate.ATTEMPT_FATE_ABANDONED
 
 
-def usages_of(trail: Trail) -> list[AttemptUsage]:
-    """What each attempt used, in the order in which they began; their sum is that of the request."""
+def usages_of(trail: Trail, attempts: Sequence[Attempt] | None = None) -> list[AttemptUsage]:
+    """What each attempt used, in the order in which they began; their sum is that of the request.
+
+    With `attempts` only those.
+    """
     return [
         AttemptUsage(
             attempt=attempt.number,
@@ -31,16 +38,54 @@ def usages_of(trail: Trail) -> list[AttemptUsage]:
             reason=attempt.error.reason_value if attempt.error is not None else _NO_REASON,
             latency=span_of(attempt.ended - attempt.begun) if attempt.ended else None,
         )
-        for attempt in trail.attempts
+        for attempt in (trail.attempts if attempts is None else attempts)
     ]
+
+
+def under_way(asked: Mapping[str, Any], trail: Trail, call: Call, true_end: str) -> bytes:
+    """The end of a request whose gateway dies now: of attempts that run it is known what they read, by estimate."""
+    failed = RequestFailed(failure=_DIED, attempts=len(trail.attempts), estimate_of=true_end, **asked)
+    read = trail.plan.needs.input_tokens if trail.plan is not None else 0
+    for attempt in trail.attempts:
+        backend = attempt.backend
+        used = failed.attempt_usages.add(
+            attempt=attempt.number,
+            adapter=backend.adapter,
+            provider=backend.provider,
+            model=backend.message.model.name,
+            fate=attempt.fate or _ABANDONED,
+        )
+        if not attempt.ended:
+            used.usage.input_tokens, used.usage.estimated = read, True
+        elif attempt.usage is not None:
+            used.usage.CopyFrom(attempt.usage)
+            if attempt.cost is not None:
+                used.cost.CopyFrom(attempt.cost)
+    event = Event(
+        id=f"{true_end}-estimate",
+        tenant=call.tenant,
+        kind="request.failed",
+        subject=f"request/{call.request_id}",
+        trace_id=call.trace_id,
+        request_failed=failed,
+    )
+    event.time.seconds, event.time.nanos = divmod(time.time_ns(), 1_000_000_000)
+    return event.SerializeToString()
 
 
 def orphan_of(failed: RequestFailed, attempts: Sequence[AttemptUsage]) -> RequestFailed:
     """The end of a request whose gateway died: it may have used as much as it reserved."""
     failed.attempts = len(attempts)
     failed.attempt_usages.extend(attempts)
+    add_up(failed)
+    return failed
+
+
+def add_up(failed: RequestFailed) -> None:
+    """Adds what all attempts used and cost, and who was asked last."""
+    attempts = failed.attempt_usages
     if not attempts:
-        return failed
+        return
     usage = sum_usages(each.usage for each in attempts)
     if usage is not None:
         failed.usage.CopyFrom(usage)
@@ -49,7 +94,12 @@ def orphan_of(failed: RequestFailed, attempts: Sequence[AttemptUsage]) -> Reques
         failed.cost.CopyFrom(cost)
     last = attempts[-1]
     failed.provider, failed.model, failed.adapter = last.provider, last.model, last.adapter
-    return failed
+
+
+def mark_estimate(event: Event, true_end: str) -> None:
+    """Makes an event stand in for the one called `true_end`: it counts as long as that does not come."""
+    event.id = f"{true_end}-estimate"
+    event.request_failed.estimate_of = true_end
 
 
 def failure_of(error: MaestroError) -> Failure:
@@ -92,3 +142,6 @@ def nanoseconds(seconds: float) -> int:
     """Whole nanoseconds, never below 0."""
     # Clocks of the event loop are rounded to milliseconds, so a difference may come out below zero.
     return max(0, int(seconds * 1e9))
+
+
+_DIED = failure_of(Internal("the gateway died"))

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from maestro.event.v1.event_pb2 import AttemptFailed, Event
+from maestro_gateway.ledger.sieve import estimate_of
 from maestro_sdk.errors import NoBackend, NotFound
 from maestro_sdk.service.event_search import Search
 from maestro_sdk.service.events import EventReader
@@ -51,11 +52,16 @@ class _Gathering:
         if event.kind not in _ENDS:
             self.failures.append(event)
             return False
+        guessed = bool(estimate_of(event))
+        if guessed and self.record is not None and self.record.end.id == estimate_of(event):
+            return False  # its true end came before
         # Requests with one id may run side by side; their traces tell them apart.
         own = [failed for failed in self.failures if failed.trace_id == event.trace_id]
-        self.failures = [failed for failed in self.failures if failed.trace_id != event.trace_id]
+        if not guessed:
+            self.failures = [failed for failed in self.failures if failed.trace_id != event.trace_id]
         self.record = Record(event, tuple(_once(own)))
-        return self.first_only
+        # The true end of what is only estimated may still come.
+        return self.first_only and not guessed
 
 
 class Records:

@@ -863,6 +863,7 @@ class RequestFailed(_message.Message):
     CONTENT_DIGEST_FIELD_NUMBER: _builtins.int
     STREAMED_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
+    ESTIMATE_OF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. Request."""
     operation: Global___RequestOperation.ValueType
@@ -895,6 +896,10 @@ class RequestFailed(_message.Message):
     """Output only. True when the answer was streamed."""
     route: _builtins.str
     """Output only. Route that matched. Empty means that the model was named directly, or that nothing was decided."""
+    estimate_of: _builtins.str
+    """Output only. Set when the gateway that served the request died, and what it used is estimated: identifier of the event with its
+    true end. Should that one come, before this one or after it, then it counts and this one does not.
+    """
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Output only. Error of the last attempt; CANCELLED when the caller went away."""
@@ -954,10 +959,11 @@ class RequestFailed(_message.Message):
         content_digest: _builtins.str = ...,
         streamed: _builtins.bool = ...,
         route: _builtins.str = ...,
+        estimate_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cost", b"cost", "decision", b"decision", "failure", b"failure", "latency", b"latency", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "caller", b"caller", "content_digest", b"content_digest", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "metadata", b"metadata", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "after_content", b"after_content", "attempt_usages", b"attempt_usages", "attempts", b"attempts", "caller", b"caller", "content_digest", b"content_digest", "cost", b"cost", "decision", b"decision", "degraded", b"degraded", "estimate_of", b"estimate_of", "failure", b"failure", "job_id", b"job_id", "key_id", b"key_id", "latency", b"latency", "metadata", b"metadata", "model", b"model", "operation", b"operation", "persona", b"persona", "provider", b"provider", "request_id", b"request_id", "requested_model", b"requested_model", "route", b"route", "skill", b"skill", "streamed", b"streamed", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

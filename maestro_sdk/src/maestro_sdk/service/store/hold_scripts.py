@@ -105,7 +105,7 @@ local id, lease, record, usd, tok, count = ARGV[1], tonumber(ARGV[2]), ARGV[3], 
 local h = P .. 'h:' .. id
 local told = {}
 local state = redis.call('HGET', h, 'state')
-if state == 's' or state == 'l' or redis.call('ZSCORE', P .. 'gone', id) then return told end
+if state == 's' or state == 'l' or redis.call('ZSCORE', P .. 'gone', id) then return {0, told} end
 if state == 'o' then release(h) end
 redis.call('HSET', h, 'state', 's', 'record', record, 'n', count)
 lease_of(id, lease)
@@ -115,12 +115,33 @@ for i = 1, count do
   charge(told, ARGV[5 + 2 * i], usd, tok)
   redis.call('PEXPIREAT', P .. 'c:' .. ARGV[5 + 2 * i], ARGV[6 + 2 * i])
 end
-return told
+return {1, told}
 """
 )
 """ARGV: id, lease, record, nano-dollars and tokens used, number of counters; each counter and its end.
 
-Gives for each counter that was charged: its name, what was spent before, what was added.
+Gives 0 when it was ended before, and for each counter that was charged: its name, what was spent before, what was
+added.
+"""
+
+CLOSE = (
+    _HEAD
+    + """
+local id, lease, record, usd, tok = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local h = P .. 'h:' .. id
+local told = {}
+if redis.call('HGET', h, 'state') ~= 'o' then return told end
+release(h)
+redis.call('HSET', h, 'state', 's', 'record', record)
+lease_of(id, lease)
+for i = 1, tonumber(redis.call('HGET', h, 'n')) do
+  redis.call('HSET', h, 'u' .. i, usd, 't' .. i, tok)
+  charge(told, redis.call('HGET', h, 'k' .. i), usd, tok)
+end
+return told
+"""
+)
+"""ARGV: id, lease, record, nano-dollars and tokens used. Gives what was charged, as SETTLE does; nothing unless held.
 """
 
 UNDO = (
@@ -191,6 +212,21 @@ return 1
 )
 """ARGV: counter, generation, nano-dollars, tokens, end. Gives 1, or 0 when another generation has begun."""
 
+UNSEED = (
+    _HEAD
+    + """
+local name = P .. 'c:' .. ARGV[1]
+if ARGV[2] == '0' and tonumber(redis.call('HGET', name, 'untold') or '0') > 0 then return -1 end
+-- Also where nothing is known: whoever has read the ledger already must read it again.
+redis.call('HINCRBY', name, 'gen', 1)
+if redis.call('PTTL', name) < 0 then redis.call('PEXPIRE', name, 86400000) end
+return redis.call('HDEL', name, 'seeded')
+"""
+)
+"""ARGV: counter, whether to do it while ends are not safe. Gives whether it was known what was spent, -1 if it was not
+done; what was known is listed until it is told anew.
+"""
+
 ORPHANS = (
     _HEAD
     + """
@@ -199,6 +235,7 @@ local found, told = {}, {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', text(now), 'LIMIT', 0, ARGV[2])) do
   local h = P .. 'h:' .. id
   local v = redis.call('HMGET', h, 'state', 'record', 'n')
+  local charged = {}
   if not v[1] then
     redis.call('ZREM', P .. 'leases', id)
   elseif v[1] == 'o' and v[2] == '' then
@@ -215,29 +252,39 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', text(now)
         charge(told, s[1], s[2], s[3])
       end
     end
+    if v[1] ~= 's' then
+      for i = 1, tonumber(v[3]) do charged[i] = redis.call('HGET', h, 'k' .. i) end
+    end
     lease_of(id, lease)
-    found[#found + 1] = id
-    found[#found + 1] = v[2]
+    for _, x in ipairs({id, v[2], charged}) do found[#found + 1] = x end
   end
 end
 return {found, told}
 """
 )
-"""ARGV: lease until they come again, most. Gives ids and records, and what was charged, as SETTLE does."""
+"""ARGV: lease until they come again, most.
+
+Gives id, record and counters of each, these only where the hold was charged as a whole; and what was charged, as SETTLE
+does.
+"""
 
 BALANCES = (
     _HEAD
     + """
 local found = {}
-for i, c in ipairs(redis.call('SMEMBERS', P .. 'g:' .. ARGV[1])) do
-  if i > tonumber(ARGV[2]) then break end
+local page = redis.call('SSCAN', P .. 'g:' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3])
+for _, c in ipairs(page[2]) do
   local v = redis.call('HMGET', P .. 'c:' .. c, 'su', 'st', 'hu', 'ht')
-  found[#found + 1] = c
-  for j = 1, 4 do found[#found + 1] = v[j] or '0' end
+  if v[1] then
+    found[#found + 1] = c
+    for j = 1, 4 do found[#found + 1] = v[j] or '0' end
+  end
 end
-return found
+return {page[1], found}
 """
 )
-"""ARGV: group, most. Gives of each counter its name, what was spent, and what is held."""
+"""ARGV: group, place, about how many. Gives the next place, "0" after the last one, and of each counter its name, what
+was spent, and what is held. One may come twice.
+"""
 
-HOLD_SCRIPTS = (RESERVE, SETTLE, UNDO, FORGET, EXTEND, SEED, ORPHANS, BALANCES)
+HOLD_SCRIPTS = (RESERVE, SETTLE, CLOSE, UNDO, FORGET, EXTEND, SEED, UNSEED, ORPHANS, BALANCES)

@@ -94,16 +94,26 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A hold whose owner died before its record was safe."""
+    """A hold whose owner died before its record was safe. `charged` are the counters that took all of it for used."""
 
     id: str
     record: bytes
+    charged: tuple[str, ...] = ()
 
 
 class Holds(Protocol):
-    """Keeps counters and holds. `on_charge` is told of every counter that a call of this process charges."""
+    """Keeps counters and holds. `on_charge` is told of every counter that a call of this process charges.
+
+    `on_doubt` is told the names of counters which may be wrong: only the ledger knows better.
+    """
 
     on_charge: Callable[[Charge], None]
+    on_doubt: Callable[[Sequence[str]], None]
+
+    @property
+    def up(self) -> bool:
+        """Whether the store answers."""
+        ...
 
     def reserve(self, hold: Hold) -> Answer | Awaitable[Answer]:
         """Takes all shares of a new hold, or none. Raises `StoreAway`, at once or when awaited."""
@@ -114,6 +124,10 @@ class Holds(Protocol):
 
         Returns at once and never fails; doing it twice does no harm.
         """
+        ...
+
+    def close(self, name: str, usd: int, tokens: int, record: bytes) -> None:
+        """Settles what a life before held under this name, if it still does. Returns at once and never fails."""
         ...
 
     def undo(self, hold: Hold) -> None:
@@ -132,6 +146,13 @@ class Holds(Protocol):
         """Tells what was spent; False when something was settled since `generation`: ask again. Raises `StoreAway`."""
         ...
 
+    async def unseed(self, counter: str, *, force: bool = True) -> bool | None:
+        """Forgets what was spent: it has to be told anew. False when it was not known. Raises `StoreAway`.
+
+        Without `force` only when all records of its settled holds are safe: else nothing is done, and None tells so.
+        """
+        ...
+
     async def orphans(self, most: int) -> Sequence[Orphan]:
         """Charges holds whose owners died, and gives what has to be told. They come again until they are forgotten.
 
@@ -140,5 +161,5 @@ class Holds(Protocol):
         ...
 
     async def balances(self, group: str) -> Sequence[Balance]:
-        """The counters under "budget|period", at most 1000. Raises `StoreAway`."""
+        """All counters under "budget|period" of which was told what was spent. Raises `StoreAway`."""
         ...

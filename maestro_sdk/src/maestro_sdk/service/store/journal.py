@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("<HII")
 _LIMIT = 8 * 2**20
+_IDLE = 2**16
+"""Bytes that may stay when nothing is open: emptying a file costs more than writing to it."""
 
 
 class HoldJournal:
@@ -66,7 +68,7 @@ class HoldJournal:
         ended = [(name, b"") for name in names if self._open.pop(name, None) is not None]
         if ended:
             self._write(ended)
-        if self._size > (self._limit if self._open else 0):
+        if self._size > (self._limit if self._open else min(self._limit, _IDLE)):
             self._compact()
 
     def _write(self, entries: Iterable[tuple[str, bytes]]) -> None:
@@ -75,18 +77,42 @@ class HoldJournal:
         data = b"".join(_entry(name, record) for name, record in entries)
         try:
             # What is behind the end counts for nothing: the next one goes over it.
-            self._size += os.pwrite(self._file, data, self._size)
+            if os.pwrite(self._file, data, self._size) == len(data):
+                self._size += len(data)
+                return
+            reason = "the disk is full"
+        except OSError as error:
+            reason = str(error)
+        _log.error("%s can't be written: %s", self._path, reason)
+
+    def _compact(self) -> None:
+        """Leaves only what is open. A death at any moment loses nothing of that."""
+        if self._file < 0:
+            return
+        try:
+            if not self._open:
+                os.ftruncate(self._file, 0)
+                self._size = 0
+            else:
+                self._rewrite()
         except OSError as error:
             _log.error("%s can't be written: %s", self._path, error)
 
-    def _compact(self) -> None:
-        self._size = 0
+    def _rewrite(self) -> None:
+        """Puts a new file in the place of the old one."""
+        fresh = self._path.with_suffix(".compact")
+        data = b"".join(_entry(name, record) for name, record in self._open.items())
+        file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            if self._file >= 0:
-                os.ftruncate(self._file, 0)
-        except OSError as error:
-            _log.error("%s can't be written: %s", self._path, error)
-        self._write(self._open.items())
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.pwrite(file, data, 0) < len(data):
+                raise OSError("the disk is full")
+            fresh.replace(self._path)
+        except OSError:
+            os.close(file)
+            raise
+        os.close(self._file)
+        self._file, self._size = file, len(data)
 
 
 def _entry(name: str, record: bytes) -> bytes:

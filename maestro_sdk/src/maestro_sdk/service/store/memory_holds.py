@@ -14,12 +14,23 @@ _MOST = 100_000
 
 
 class _Counter:
-    __slots__ = ("ends", "generation", "held_tokens", "held_usd", "refused", "seeded", "tokens", "untold", "usd")
+    __slots__ = (
+        "ends",
+        "generation",
+        "held_tokens",
+        "held_usd",
+        "known",
+        "refused",
+        "seeded",
+        "tokens",
+        "untold",
+        "usd",
+    )
 
     def __init__(self) -> None:
         self.usd = self.tokens = self.held_usd = self.held_tokens = 0
         self.generation = self.untold = self.ends = 0
-        self.seeded = self.refused = False
+        self.seeded = self.known = self.refused = False
 
 
 class MemoryHolds:
@@ -37,6 +48,8 @@ class MemoryHolds:
         Above `most` counters those are forgotten that are not in use.
         """
         self.on_charge = on_charge
+        self.on_doubt: Callable[[Sequence[str]], None] = lambda names: None
+        self.up = True
         self._clock = clock
         self._most = most
         self._journal = journal
@@ -99,6 +112,9 @@ class MemoryHolds:
             counter.tokens += tokens
             self.on_charge(Charge(share.counter, *before, counter.usd, counter.tokens))
 
+    def close(self, name: str, usd: int, tokens: int, record: bytes) -> None:
+        """Nobody holds anything here before its process began."""
+
     def undo(self, hold: Hold) -> None:
         """Ends a hold that was never to be."""
         self._release(hold)
@@ -126,8 +142,19 @@ class MemoryHolds:
             return True
         if found.generation != generation:
             return False
-        found.usd, found.tokens, found.seeded, found.ends = usd, tokens, True, ends
+        found.usd, found.tokens, found.seeded, found.known, found.ends = usd, tokens, True, True, ends
         return True
+
+    async def unseed(self, counter: str, *, force: bool = True) -> bool | None:
+        """Forgets what was spent."""
+        found = self._counters.get(counter)
+        if found is None:
+            return False
+        if found.untold and not force:
+            return None
+        was_known, found.seeded = found.seeded, False
+        found.generation += 1
+        return was_known
 
     async def orphans(self, most: int) -> Sequence[Orphan]:
         """What the life before left to be told. Nothing is charged: no counter is known before that."""
@@ -143,8 +170,8 @@ class MemoryHolds:
         return [
             _balance(name, counter)
             for name, counter in self._counters.items()
-            if counter.seeded and (name.startswith(start) or name == group)
-        ][:1000]
+            if counter.known and (name.startswith(start) or name == group)
+        ]
 
     def _release(self, hold: Hold) -> None:
         if (known := self._open.pop(hold.id, None)) is not None:

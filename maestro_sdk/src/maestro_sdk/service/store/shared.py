@@ -31,16 +31,19 @@ _FAILURES = (RedisError, OSError, TimeoutError)
 _MOST = 256
 """Commands in one round trip."""
 _OWED = 20_000
-"""Most that is kept for a store that is away; leases and windows end what is dropped."""
+"""Above so many commands for a store that is away only those are kept that must run: each for what the store holds."""
 _RETRY = 0.25
 _PROBE = "maestro:probe"
 _MICRO = 1_000_000
 
 
 class _Command:
-    """One run of a script. `told` gets its answer; one that is `kept` is run later when the store is away."""
+    """One run of a script. `told` gets its answer; one that is `kept` is run later when the store is away.
 
-    __slots__ = ("arguments", "claims", "entry", "future", "kept", "keys", "script", "told")
+    Too many of them that wait are dropped, but for those that `must` run.
+    """
+
+    __slots__ = ("arguments", "claims", "entry", "future", "kept", "keys", "must", "script", "told")
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class _Command:
         told: Callable[[Any], None] | None = None,
         *,
         kept: bool = False,
+        must: bool = False,
     ) -> None:
         self.script = script
         self.keys = keys
@@ -62,6 +66,7 @@ class _Command:
         self.future = future
         self.told = told
         self.kept = kept
+        self.must = must
 
 
 class SharedStore:
@@ -77,13 +82,14 @@ class SharedStore:
         self._client: Any = connect(
             config.url,
             password=password,
+            **_tls_of(config),
             socket_timeout=config.timeout,
             socket_connect_timeout=config.timeout,
             retry=Retry(NoBackoff(), 0),
         )
         self._shas = {script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in _SCRIPTS}
         self._queue: deque[_Command] = deque()
-        self._owed: deque[_Command] = deque(maxlen=_OWED)
+        self._owed: deque[_Command] = deque()
         self._held: dict[str, set[str]] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -162,19 +168,25 @@ class SharedStore:
         told: Callable[[Any], None] | None = None,
         *,
         kept: bool = True,
+        must: bool = False,
     ) -> None:
         """Runs a script, as soon as the store is there; perhaps twice. `told` gets its answer.
 
-        One that is not `kept` is dropped when the store is away.
+        One that is not `kept` is dropped when the store is away; of the others the newest are when very many wait,
+        unless they `must` run.
         """
         if kept or self.up:
-            self._put(_Command(script, keys, arguments, told=told, kept=kept))
+            self._put(_Command(script, keys, arguments, told=told, kept=kept, must=must))
 
     def _put(self, command: _Command) -> None:
         if self.up:
             self._queue.append(command)
             self._wake.set()
         else:
+            self._owe(command)
+
+    def _owe(self, command: _Command) -> None:
+        if command.must or len(self._owed) < _OWED:
             self._owed.append(command)
 
     async def _run(self) -> None:
@@ -265,7 +277,7 @@ class SharedStore:
                 # Perhaps it was taken, perhaps not: nobody will give it back but this.
                 self.finish(command.entry, command.claims, [UNDO] * len(command.claims))
             elif command.kept:
-                self._owed.append(command)
+                self._owe(command)
             if command.future is not None and not command.future.done():
                 command.future.set_exception(StoreAway(self.trouble))
         self._on_change()
@@ -304,3 +316,15 @@ def _verdict(answer: list[Any]) -> Verdict:
 
 def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _tls_of(config: StoreConfig) -> dict[str, str]:
+    """The client's names for the files of `store.tls`."""
+    if config.tls is None:
+        return {}
+    files = {
+        "ssl_ca_certs": config.tls.authority,
+        "ssl_certfile": config.tls.certificate,
+        "ssl_keyfile": config.tls.key,
+    }
+    return {name: str(file) for name, file in files.items() if file is not None}

@@ -10,6 +10,7 @@ from typing import Any, Self
 from maestro_sdk.service.store.claims import StoreAway
 from maestro_sdk.service.store.hold_scripts import (
     BALANCES,
+    CLOSE,
     EXTEND,
     FORGET,
     ORPHANS,
@@ -17,6 +18,7 @@ from maestro_sdk.service.store.hold_scripts import (
     SEED,
     SETTLE,
     UNDO,
+    UNSEED,
 )
 from maestro_sdk.service.store.holds import TAKEN, Answer, Balance, Charge, Hold, Orphan, Outcome
 from maestro_sdk.service.store.shared import SharedStore
@@ -26,7 +28,8 @@ _MICRO = 1_000_000
 _GRACE = 1.0
 _MOST = 256
 """Ids in one command."""
-_LISTED = 1000
+_PAGE = 500
+"""Counters that the store tells in one step."""
 
 
 class _Own:
@@ -54,6 +57,7 @@ class SharedHolds:
         self._pause = lease / 3
         self._grace = int(grace * _MICRO)
         self.on_charge = on_charge
+        self.on_doubt: Callable[[Sequence[str]], None] = lambda names: None
         self._asked: dict[str, object] = {}
         self._own: dict[str, _Own] = {}
         self._task: asyncio.Task[None] | None = None
@@ -70,6 +74,11 @@ class SharedHolds:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+
+    @property
+    def up(self) -> bool:
+        """Whether the store answers."""
+        return self._store.up
 
     def reserve(self, hold: Hold) -> Awaitable[Answer]:
         """Takes all shares of a new hold, or none. Whoever does not wait for the answer has to undo it."""
@@ -97,16 +106,21 @@ class SharedHolds:
 
     def settle(self, hold: Hold, usd: int, tokens: int, record: bytes) -> None:
         """Ends a hold with what was used."""
+        known = hold.id in self._own
         own = self._own.setdefault(hold.id, _Own(hold))
         if own.settled is None:
             own.settled = (usd, tokens, record)
-            self._settle(own.hold, usd, tokens, record)
+            self._settle(own.hold, usd, tokens, record, must=known)
+
+    def close(self, name: str, usd: int, tokens: int, record: bytes) -> None:
+        """Settles what a life before held under this name, if it still does."""
+        self._store.send(CLOSE, [_PREFIX], [name, self._lease, record, usd, tokens], self._tell, must=True)
 
     def undo(self, hold: Hold) -> None:
         """Ends a hold that was never to be."""
         self._asked.pop(hold.id, None)
         self._own.pop(hold.id, None)
-        self._store.send(UNDO, [_PREFIX], [hold.id])
+        self._store.send(UNDO, [_PREFIX], [hold.id], must=True)
 
     def leave(self, hold: Hold) -> None:
         """Lets go of a hold that another owner takes over."""
@@ -119,25 +133,41 @@ class SharedHolds:
             some = ids[start : start + _MOST]
             for name in some:
                 self._own.pop(name, None)
-            self._store.send(FORGET, [_PREFIX], list(some))
+            self._store.send(FORGET, [_PREFIX], list(some), must=True)
 
     async def seed(self, counter: str, generation: int, usd: int, tokens: int, ends: int) -> bool:
         """Tells what was spent."""
         return int(await self._store.call(SEED, [_PREFIX], [counter, generation, usd, tokens, ends])) == 1
 
+    async def unseed(self, counter: str, *, force: bool = True) -> bool | None:
+        """Forgets what was spent."""
+        done = int(await self._store.call(UNSEED, [_PREFIX], [counter, int(force)]))
+        return None if done < 0 else done == 1
+
     async def orphans(self, most: int) -> Sequence[Orphan]:
         """Charges holds whose owners died."""
         found, told = await self._store.call(ORPHANS, [_PREFIX], [self._lease, most])
         self._tell(told)
-        return [Orphan(found[at].decode(), found[at + 1]) for at in range(0, len(found), 2)]
+        return [
+            Orphan(found[at].decode(), found[at + 1], tuple(name.decode() for name in found[at + 2]))
+            for at in range(0, len(found), 3)
+        ]
 
     async def balances(self, group: str) -> Sequence[Balance]:
         """The counters under "budget|period"."""
-        found = await self._store.call(BALANCES, [_PREFIX], [group, _LISTED])
-        return [
-            Balance(found[at].decode(), *(int(value) for value in found[at + 1 : at + 5]))
-            for at in range(0, len(found), 5)
-        ]
+        known: dict[str, Balance] = {}
+        place = b"0"
+        while True:
+            place, found = await self._store.call(BALANCES, [_PREFIX], [group, place, _PAGE])
+            for at in range(0, len(found), 5):
+                name = found[at].decode()
+                known[name] = Balance(name, *(int(value) for value in found[at + 1 : at + 5]))
+            if place == b"0":
+                return list(known.values())
+
+    def doubt_own(self) -> None:
+        """Says that what this process holds or settles may be charged twice or not at all: the store was away."""
+        self.on_doubt(list({share.counter for own in self._own.values() for share in own.hold.shares}))
 
     def _entry(self, hold: Hold, *, again: bool) -> list[str | int | bytes]:
         shares = hold.shares
@@ -153,11 +183,18 @@ class SharedHolds:
             entry += (share.counter, share.usd, share.tokens, share.limit_usd, share.limit_tokens, share.ends)
         return entry
 
-    def _settle(self, hold: Hold, usd: int, tokens: int, record: bytes) -> None:
+    def _settle(self, hold: Hold, usd: int, tokens: int, record: bytes, *, must: bool) -> None:
         entry: list[str | int | bytes] = [hold.id, self._lease, record, usd, tokens, len(hold.shares)]
         for share in hold.shares:
             entry += (share.counter, share.ends)
-        self._store.send(SETTLE, [_PREFIX], entry, self._tell)
+
+        def note(told: list[Any]) -> None:
+            if not int(told[0]):
+                # It was charged as a whole before, by somebody who took this process for dead.
+                self.on_doubt([share.counter for share in hold.shares])
+            self._tell(told[1])
+
+        self._store.send(SETTLE, [_PREFIX], entry, note, must=must)
 
     def _tell(self, charged: list[Any]) -> None:
         for at in range(0, len(charged), 5):
@@ -184,7 +221,7 @@ class SharedHolds:
             if own is None:
                 continue
             if own.settled is not None:
-                self._settle(own.hold, *own.settled)
+                self._settle(own.hold, *own.settled, must=True)
             else:
                 self._store.send(RESERVE, [_PREFIX], self._entry(own.hold, again=True))
 

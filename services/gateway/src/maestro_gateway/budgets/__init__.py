@@ -1,6 +1,8 @@
 """Budgets: what a request may cost is held before it is made, and what it did cost is charged at its end."""
 
 from maestro_gateway.budgets.bill import CHEAPER, Bill, sent_cheaper
-from maestro_gateway.budgets.keeper import Budgets, Spending, budgeting
+from maestro_gateway.budgets.doubts import doubting
+from maestro_gateway.budgets.keeper import Budgets, budgeting
+from maestro_gateway.budgets.seeds import Spending
 
-__all__ = ["CHEAPER", "Bill", "Budgets", "Spending", "budgeting", "sent_cheaper"]
+__all__ = ["CHEAPER", "Bill", "Budgets", "Spending", "budgeting", "doubting", "sent_cheaper"]

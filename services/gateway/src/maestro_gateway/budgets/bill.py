@@ -16,6 +16,7 @@ from maestro.llm.v1.embedding_pb2 import EmbedRequest
 from maestro.llm.v1.usage_pb2 import Cost
 from maestro_gateway.budgets.counters import Counter, is_shared
 from maestro_gateway.budgets.quote import Quote, quotes_of, size_of, unpriced
+from maestro_gateway.endings import mark_estimate
 from maestro_gateway.ledger.tally import nano_of
 from maestro_sdk.errors import BudgetExhausted, MaestroError, NoBackend
 from maestro_sdk.mesh.trail import Trail
@@ -47,6 +48,11 @@ def sent_cheaper() -> bool:
     return bill is not None and bill.degraded
 
 
+def hold_id(tenant: str, key: str) -> str:
+    """The name of what is held for a request with the `key` of a standing call."""
+    return hashlib.sha256(f"{tenant}/{key}".encode()).hexdigest()
+
+
 class LedgerAway(StoreAway):
     """Nobody can tell now what was spent before."""
 
@@ -75,17 +81,17 @@ class Bill:
         self._tenant = tenant
         self._keyed = bool(key)
         # Whoever takes up a standing call takes over what is held for it, and does not pay it twice.
-        self._id = hashlib.sha256(f"{tenant}/{key}".encode()).hexdigest() if key else budgets.new_id()
+        self._id = hold_id(tenant, key) if key else ""
         self._forced: set[str] = set()
         self._hold: Hold | None = None
         self._holds: Holds | None = budgets.holds
         self._orphan = b""
+        self.event_id: str = ""
+        """That of the event which ends the request, whoever publishes it; empty when any will do."""
         self.settled = False
         """Whether it was charged what it used."""
         self.degraded = False
         """Whether the request was sent to a cheaper route."""
-        self.event_id = ""
-        """That of the event which ends the request, whoever publishes it; empty when any will do."""
         _current.set(self)
 
     async def reserve(self, describe: Callable[[Sequence[AttemptUsage]], Event]) -> None:
@@ -93,16 +99,22 @@ class Bill:
 
         `describe` gives the event that ends the request should this gateway die, with what it may have used.
         """
+        budgets = self._budgets
         while True:
             quotes = self._quote()
             if not self._keyed:
                 event = describe(_attempts(quotes))
-                if self.event_id:
-                    event.id = self.event_id
-                self.event_id, self._orphan = event.id, event.SerializeToString()
+                # A hold has the name of the event that ends it, so that whoever has that one can settle it.
+                self.event_id = self.event_id or event.id
+                self._id = self.event_id
+                mark_estimate(event, self.event_id)
+                self._orphan = event.SerializeToString()
             usd, tokens = sum(quote.nano_usd or 0 for quote in quotes), sum(quote.tokens for quote in quotes)
             refusal = await self._take(usd, tokens)
             if refusal is None:
+                if self.event_id and budgets.notes is not None and (budgets.shared or self._holds is None):
+                    # Whoever holds for it without a shared store writes it down itself.
+                    budgets.notes.put(self.event_id, self._orphan)
                 return
             config = self._config[self._counters[refusal.index].budget]
             if config.action == "reject" or isinstance(self._request, EmbedRequest):
@@ -113,6 +125,15 @@ class Bill:
                 self.degraded = True
                 self._request.model = config.degrade_to
 
+    async def hold_on(self) -> None:
+        """Holds what the request may cost whatever is left: it is under way, and who held it is gone.
+
+        Raises `NoBackend`, and `BudgetExhausted` for a model without a price.
+        """
+        self._forced = {counter.budget for counter in self._counters}
+        quotes = self._quote()
+        await self._take(sum(quote.nano_usd or 0 for quote in quotes), sum(quote.tokens for quote in quotes))
+
     def settle(self, trail: Trail, event: Event) -> None:
         """Charges what all attempts used; `event` ends the request. Doing it twice does no harm."""
         if self.event_id:
@@ -122,11 +143,15 @@ class Bill:
         self.settled = True
         if self._hold is None:
             # It was admitted at a gateway that is gone.
+            self._id = self._id or event.id
             self._hold = Hold(self._id, self._shares(0, 0), b"")
         usd = sum(nano_of(attempt.cost) for attempt in trail.attempts if attempt.cost is not None)
         used = [attempt.usage for attempt in trail.attempts if attempt.usage is not None]
         tokens = sum(usage.input_tokens + usage.output_tokens for usage in used)
         record, shared = event.SerializeToString(), self._budgets.holds
+        if not shared.up or self._holds is not shared:
+            # Should this gateway die before the store has it, then the ledger is the only one that knows.
+            self._budgets.doubts.add(self._names)
         if self._holds is not shared:
             # The store was away, or nobody knew what was spent: it is charged without a hold, as soon as it is there.
             if self._holds is not None:
@@ -142,10 +167,17 @@ class Bill:
             if self._holds is not None:
                 self._holds.leave(self._hold)
 
-    def told(self) -> None:
+    def told(self, event: Event) -> None:
         """The event that ends the request is published."""
+        budgets = self._budgets
+        if budgets.config is not self._config:
+            budgets.doubt_end(event)
         if self._hold is not None:
-            self._budgets.note_told(self._hold.id)
+            budgets.note_told(self._hold.id, self._names if budgets.shared else ())
+
+    @property
+    def _names(self) -> list[str]:
+        return [counter.name for counter in self._counters]
 
     def _quote(self) -> Sequence[Quote]:
         budgets, request = self._budgets, self._request
@@ -219,7 +251,7 @@ class Bill:
             if time.monotonic() > end:
                 raise LedgerAway("what was spent is not known yet")
             counter = self._counters[found.index]
-            await self._budgets.seed(holds, self._config[counter.budget], counter, found)
+            await self._budgets.seeds.seed(holds, self._config[counter.budget], counter, found)
 
     async def _go_without(self, wish: Hold, away: StoreAway) -> Answer | None:
         """The store does not answer, or nobody can tell what was spent."""

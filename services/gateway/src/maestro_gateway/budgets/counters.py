@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, unquote
 
+from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.service.budgets import BudgetConfig, label_of
 
 
@@ -32,16 +33,21 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """One count of a budget. `values` are those that it stands for, one for each name in `each` of the budget."""
+    """One count of a budget. `values` are those that it stands for, one for each name in `each` of the budget.
+
+    `filters` names which requests the budget counts: when that changes it begins another count.
+    """
 
     budget: str
     period: Period
     values: tuple[str, ...]
+    filters: str = ""
 
     @property
     def name(self) -> str:
-        """Its name in a store: "budget|period|value|…"."""
-        return "|".join((self.budget, self.period.name, *(quote(value, safe="") for value in self.values)))
+        """Its name in a store: "budget|period|value|…", then "=filters" where it has some."""
+        filters = (f"={self.filters}",) if self.filters else ()
+        return "|".join((self.budget, self.period.name, *(quote(value, safe="") for value in self.values), *filters))
 
 
 def period_at(kind: str, now: float) -> Period:
@@ -55,17 +61,18 @@ def period_at(kind: str, now: float) -> Period:
 
 
 def counter_named(name: str, budgets: Mapping[str, BudgetConfig]) -> Counter | None:
-    """The counter that a store calls so; None when no budget of that name and kind is configured."""
+    """The counter that a store calls so; None when no budget of that name, kind and filters is configured."""
     budget, period, *values = name.split("|")
+    filters = values.pop()[1:] if values and values[-1].startswith("=") else ""
     config = budgets.get(budget)
-    if config is None or len(values) != len(config.each):
+    if config is None or filters != config.filters or len(values) != len(config.each):
         return None
     try:
         start = datetime.fromisoformat(period if config.period == "day" else f"{period}-01")
     except ValueError:
         return None
     found = period_at(config.period, start.replace(tzinfo=UTC).timestamp())
-    return Counter(budget, found, tuple(unquote(value) for value in values)) if found.name == period else None
+    return Counter(budget, found, tuple(unquote(value) for value in values), filters) if found.name == period else None
 
 
 def may_hold(config: BudgetConfig, asker: Asker) -> bool:
@@ -83,7 +90,29 @@ def counters_of(budgets: Mapping[str, BudgetConfig], asker: Asker, now: float) -
     for name, config in budgets.items():
         if all(labels.get(label) in allowed for label, allowed in config.labels.items()):
             values = tuple(_value(each, asker, labels) for each in config.each)
-            yield Counter(name, period_at(config.period, now), values)
+            yield Counter(name, period_at(config.period, now), values, config.filters)
+
+
+def counters_of_end(budgets: Mapping[str, BudgetConfig], event: Event) -> Iterator[Counter]:
+    """Those that the end of a request may concern, and perhaps others: names of keys are not looked at."""
+    match event.WhichOneof("payload"):
+        case "request_completed":
+            end = event.request_completed
+        case "request_failed":
+            end = event.request_failed
+        case _:
+            return
+    ended = event.time.ToNanoseconds()
+    asker = Asker(event.tenant, end.key_id, "", end.persona, end.metadata)
+    for name, config in budgets.items():
+        if (
+            (not config.tenants or asker.tenant in config.tenants)
+            and (not config.personas or asker.persona in config.personas)
+            and all(end.metadata.get(label) in allowed for label, allowed in config.labels.items())
+        ):
+            values = tuple(_value(each, asker, end.metadata) for each in config.each)
+            for moment in (ended - end.latency.ToNanoseconds(), ended):
+                yield Counter(name, period_at(config.period, moment / 1e9), values, config.filters)
 
 
 def _value(each: str, asker: Asker, labels: Mapping[str, str]) -> str:

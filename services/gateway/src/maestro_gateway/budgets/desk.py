@@ -71,10 +71,10 @@ class BudgetDesk:
         period = period_at(config.period, time.time())
         try:
             known = list(_known(await self._budgets.balances(name, period), self._budgets.config, tenant))
-            whole = Counter(name, period, (tenant,) if config.each else ())
+            whole = Counter(name, period, (tenant,) if config.each else (), config.filters)
             if not known and config.each in {(), ("tenant",)} and _EVERY not in whole.values:
                 # Nobody asked in this period yet, or the store does not know it.
-                usd, tokens = await self._budgets.spent(config, whole)
+                usd, tokens = await self._budgets.seeds.spent(config, whole)
                 return [(whole, Balance(whole.name, usd, tokens))]
         except StoreAway:
             raise NoBackend("the store of budgets does not answer", retry_after=1.0) from None

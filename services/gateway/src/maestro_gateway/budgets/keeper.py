@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import logging
-import os
 import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol
+
+from google.protobuf.message import DecodeError
 
 from maestro.event.v1.event_pb2 import BudgetExhausted, BudgetThreshold, Event
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.embedding_pb2 import EmbedRequest
-from maestro_gateway.budgets.bill import KEPT, Bill, LedgerAway
+from maestro_gateway.budgets.bill import Bill
 from maestro_gateway.budgets.counters import (
     Asker,
     Counter,
     Period,
     counter_named,
     counters_of,
+    counters_of_end,
     may_hold,
-    stands_for,
     tenant_of,
 )
+from maestro_gateway.budgets.doubts import Doubts
 from maestro_gateway.budgets.line import Line
+from maestro_gateway.budgets.seeds import Outlet, Seeds, Spending
 from maestro_gateway.budgets.state import action_of, share_spent, state_of
+from maestro_gateway.ledger.sieve import estimate_of
 from maestro_gateway.ledger.tally import Tally
-from maestro_sdk.errors import MaestroError, NoBackend
+from maestro_gateway.notes import Notes
 from maestro_sdk.mesh.attempts import TableSource
 from maestro_sdk.mesh.embed import plan_embedding
 from maestro_sdk.mesh.needs import needs_of, needs_of_embedding
@@ -57,54 +59,6 @@ _MOST_WAITING = 1000
 _TICK = 0.2
 _SWEEP = 0.5
 _ORPHANS = 100
-_SEEDING = 10.0
-"""Seconds in which it has to be found out what was spent."""
-_DELIVERY = 1.0
-"""Seconds in which NATS takes the events of before; else it is not worth waiting for."""
-_AGAIN = 1.0
-"""Seconds for which nobody asks a ledger that did not answer."""
-_GLANCE = 0.1
-"""Seconds for which a request waits for a ledger that did not answer the last time."""
-_BUSY_PAUSE = 0.05
-
-
-class Spending(Protocol):
-    """Whom to ask what was spent: the ledger."""
-
-    async def tally(self, tenant: str, since: int, until: int | None = None) -> Tally:
-        """Sums of a tenant's requests that ended since then, in nanoseconds of Unix time. Raises `NoBackend`."""
-        ...
-
-    async def tenants(self) -> list[str]:
-        """All tenants. Raises `NoBackend`."""
-        ...
-
-
-class Outlet(Protocol):
-    """Where events go: an `EventPublisher`."""
-
-    @property
-    def accepted(self) -> int:
-        """Events so far."""
-        ...
-
-    @property
-    def secured(self) -> int:
-        """How many of them, from the first, can't be lost any more."""
-        ...
-
-    @property
-    def degraded(self) -> str:
-        """Why they don't get through; empty when they do."""
-        ...
-
-    def publish(self, event: Event) -> None:
-        """Takes an event."""
-        ...
-
-    async def flush(self, timeout: float = 5.0) -> bool:
-        """Waits until all got through."""
-        ...
 
 
 class Budgets:
@@ -119,25 +73,28 @@ class Budgets:
         key_ids: Callable[[str], set[str]],
         *,
         denies_without_store: bool = False,
+        doubts: Doubts | None = None,
+        notes: Notes | None = None,
     ) -> None:
-        """`key_ids` gives the identifiers of keys by their name for people."""
+        """`key_ids` gives the identifiers of keys by their name for people.
+
+        `notes` are those of requests under way; what is `lost` of them has to be told before anything is renewed.
+        """
         self._source = source
-        self._spending = spending
         self._outlet = outlet
-        self._key_ids = key_ids
+        self.seeds = Seeds(spending, outlet, key_ids, self.forget_safe)
+        """Whom the store learns from."""
+        self.doubts = doubts or Doubts()
+        """Counters that the ledger has to tell anew."""
+        self.notes = notes
         self.denies_without_store = denies_without_store
         self.holds: Holds = MemoryHolds(self.note_charge)
         """What counts: in this process, unless it was given a store."""
         self.spare = MemoryHolds(lambda charge: None)
         """Counts while the store is away."""
-        self._prefix = os.urandom(6).hex()
-        self._numbers = itertools.count()
         self._lines: dict[str, Line] = {}
-        self._seeds: dict[tuple[int, str], asyncio.Task[None]] = {}
-        self._untold: deque[tuple[int, str]] = deque()
-        # Whether the ledger did not answer the last time, and when it may be asked again.
-        self._unknown = False
-        self._unknown_until = 0.0
+        # Of each hold whose end is told: the number of that event, and its counters.
+        self._untold: deque[tuple[int, str, Sequence[str]]] = deque()
         self._warned: set[str] = set()
         self.adopt(config)
 
@@ -176,10 +133,6 @@ class Budgets:
             return plan_embedding(needs_of_embedding(request, tenant), source, time.time(), random.random)
         return plan(needs_of(request, tenant), source.table, source.local, time.time(), random.random)
 
-    def new_id(self) -> str:
-        """A name for a hold."""
-        return f"{self._prefix}{next(self._numbers):x}"
-
     def line(self, counter: str) -> Line:
         """Those who wait for room in a counter. Whoever asks for it `leave`s."""
         found = self._lines.get(counter)
@@ -192,9 +145,21 @@ class Budgets:
         if not line.waiting and self._lines.get(counter) is line:
             del self._lines[counter]
 
-    def note_told(self, hold_id: str) -> None:
+    @property
+    def shared(self) -> bool:
+        """Whether other gateways count in the same store."""
+        return not isinstance(self.holds, MemoryHolds)
+
+    def note_told(self, hold_id: str, counters: Sequence[str] = ()) -> None:
         """The event that ends the request of a hold is published: once it is safe, the store may forget it."""
-        self._untold.append((self._outlet.accepted, hold_id))
+        self._untold.append((self._outlet.accepted, hold_id, counters))
+
+    def take_left(self, end: Event) -> None:
+        """Settles what the life before held for a request of which nobody else knows the end yet."""
+        if self.config:
+            name, (usd, tokens) = estimate_of(end) or end.id, used_by(end)
+            self.holds.close(name, usd, tokens, end.SerializeToString())
+            self.note_told(name)
 
     def note_charge(self, charge: Charge) -> None:
         """Takes what was spent of a counter, and tells of thresholds that it passed."""
@@ -225,41 +190,6 @@ class Budgets:
             self._warned.add(model)
             log.warning("%s has no price: budgets in money count it as free", model)
 
-    async def seed(self, holds: Holds, config: BudgetConfig, counter: Counter, found: Answer) -> None:
-        """Finds out what was spent of a counter that the store does not know. Raises `LedgerAway` and `StoreAway`.
-
-        `config` is what the request began under: its budget may have another name by now.
-        """
-        if time.monotonic() < self._unknown_until:
-            raise LedgerAway("the ledger does not answer")
-        if found.busy:
-            self.forget_safe()
-            await asyncio.sleep(_BUSY_PAUSE)
-            return
-        place = (id(holds), counter.name)
-        task = self._seeds.get(place)
-        if task is None:
-            task = self._seeds[place] = asyncio.create_task(self._seed(holds, config, counter, found.generation))
-            task.add_done_callback(lambda done: self._seeded(place, done))
-        if self._unknown and not (await asyncio.wait((task,), timeout=_GLANCE))[0]:
-            # It is asked again beside the requests: only the first ones wait for it.
-            raise LedgerAway("the ledger does not answer")
-        await asyncio.shield(task)
-
-    async def spent(self, config: BudgetConfig, counter: Counter) -> tuple[int, int]:
-        """Nano-dollars and tokens that the ledger has for a counter. Raises `NoBackend`."""
-        own = tenant_of(config, counter)
-        tenants = [own] if own is not None else list(config.tenants) or await self._spending.tenants()
-        key_ids = frozenset(config.keys).union(*(self._key_ids(name) for name in config.keys))
-        usd = tokens = 0
-        for tenant in tenants:
-            tally = await self._spending.tally(tenant, int(counter.period.start) * 10**9)
-            for row, sums in tally.rows.items():
-                if stands_for(config, counter, key_ids, row.key, row.persona, dict(row.labels)):
-                    usd += sums.nano_usd
-                    tokens += sums.tokens
-        return usd, tokens
-
     async def balances(self, budget: str, period: Period) -> Sequence[Balance]:
         """What the store knows of a budget. Raises `StoreAway`."""
         return await self.holds.balances(f"{budget}|{period.name}")
@@ -269,20 +199,26 @@ class Budgets:
         swept = 0.0
         while True:
             await asyncio.sleep(_TICK)
-            self.forget_safe()
-            if (self.config or not swept) and ready() and time.monotonic() - swept > _SWEEP:
-                swept = time.monotonic()
-                try:
+            try:
+                self.forget_safe()
+                if (self.config or not swept) and ready() and time.monotonic() - swept > _SWEEP:
+                    swept = time.monotonic()
                     await self.find_orphans()
-                except StoreAway as error:
-                    log.debug("the store of budgets does not answer: %s", error)
+            except StoreAway as error:
+                log.debug("the store of budgets does not answer: %s", error)
+            except Exception:  # whatever it is: what others held would stay held
+                log.exception("budgets can't be tended; it is tried again")
 
     def forget_safe(self) -> None:
         """Lets the store forget those whose events can't be lost any more."""
         safe = self._outlet.secured
         done: list[str] = []
         while self._untold and self._untold[0][0] <= safe:
-            done.append(self._untold.popleft()[1])
+            _, hold_id, counters = self._untold.popleft()
+            done.append(hold_id)
+            if counters and self._outlet.delayed:
+                # Others may ask the ledger meanwhile, which does not know of it.
+                self.doubts.add(counters)
         if done:
             self.holds.forget(done)
 
@@ -290,21 +226,38 @@ class Budgets:
         """Charges and tells of requests whose gateway died; gives their number. Raises `StoreAway`."""
         orphans = await self.holds.orphans(_ORPHANS)
         for orphan in orphans:
-            if orphan.record:
+            # What was used is told by the ledger, where the true end is there or still comes.
+            self.doubts.add(orphan.charged)
+            try:
                 event = Event.FromString(orphan.record)
-                log.warning("%s was under way at a gateway that died; it is told now", event.subject)
-                self._outlet.publish(event)
-            self.note_told(orphan.id)
+            except DecodeError:
+                log.error("what %s held is charged, but who it was can't be read: %r", orphan.id, orphan.record[:200])
+            else:
+                if orphan.record:
+                    log.warning("%s was under way at a gateway that died; it is told now", event.subject)
+                    self._outlet.publish(event)
+            self.note_told(orphan.id, orphan.charged)
         return len(orphans)
+
+    def may_renew(self) -> bool:
+        """Whether the ledger can have all that this gateway has to tell."""
+        return self.holds.up and (self.notes is None or not self.notes.lost)
+
+    async def renew(self, name: str) -> bool:
+        """Has a counter told anew by the ledger; False when that has to wait. Raises `StoreAway`."""
+        counter = counter_named(name, self.config)
+        return counter is None or await self.seeds.renew(self.holds, self.config[counter.budget], counter)
+
+    def doubt_end(self, event: Event) -> None:
+        """Other budgets may be in force since its request began: what they count is not known."""
+        self.doubts.add(counter.name for counter in counters_of_end(self.config, event))
 
     async def close(self) -> None:
         """Ends what was begun."""
         if self._untold:
             await self._outlet.flush(1.0)
         self.forget_safe()
-        for task in list(self._seeds.values()):
-            task.cancel()
-        await asyncio.gather(*self._seeds.values(), return_exceptions=True)
+        await self.seeds.close()
 
     def _look_up(self, asker: Asker) -> Mapping[str, BudgetConfig]:
         if len(self._known) >= _MOST_KNOWN:
@@ -314,30 +267,19 @@ class Budgets:
         self._known[asker.tenant, asker.key_id, persona] = found
         return found
 
-    def _seeded(self, place: tuple[int, str], done: asyncio.Task[None]) -> None:
-        self._seeds.pop(place, None)
-        self._unknown = not done.cancelled() and done.exception() is not None
-
-    async def _seed(self, holds: Holds, config: BudgetConfig, counter: Counter, generation: int) -> None:
-        try:
-            async with asyncio.timeout(_SEEDING):
-                # What this gateway still has to tell is not in the ledger.
-                if self._outlet.degraded or not await self._outlet.flush(_DELIVERY):
-                    raise NoBackend("events wait to be delivered")
-                usd, tokens = await self.spent(config, counter)
-                ends = int((counter.period.end + KEPT) * 1000)
-                await holds.seed(counter.name, generation, usd, tokens, ends)
-        except (MaestroError, TimeoutError) as error:
-            log.warning("what was spent of the budget %s is not known: %s", counter.budget, error)
-            self._unknown_until = time.monotonic() + _AGAIN
-            raise LedgerAway("the ledger does not answer") from None
-
     def _tell(self, counter: Counter, payload: BudgetThreshold | BudgetExhausted, what: str) -> None:
         tenant = tenant_of(self.config[counter.budget], counter) or MESH
         event = new_event(payload, f"budget/{counter.budget}", tenant=tenant)
         # Whoever tells it, it is the same one.
         event.id = hashlib.sha256(f"{counter.name}/{what}".encode()).hexdigest()[:32]
         self._outlet.publish(event)
+
+
+def used_by(event: Event) -> tuple[int, int]:
+    """Nano-dollars and tokens of the end of a request."""
+    once = Tally()
+    once.count(event)
+    return once.total()
 
 
 @asynccontextmanager
@@ -348,8 +290,11 @@ async def budgeting(
     outlet: Outlet,
     store: Store,
     key_ids: Callable[[str], set[str]],
+    doubts: Doubts | None = None,
+    notes: Notes | None = None,
 ) -> AsyncGenerator[Budgets]:
     """The budgets of a gateway, which count in `store` where it is shared."""
+    shared = bool(config.store.url)
     budgets = Budgets(
         config.budgets,
         source,
@@ -357,21 +302,27 @@ async def budgeting(
         outlet,
         key_ids,
         denies_without_store=config.limits.on_store_failure == "deny",
+        doubts=doubts,
+        notes=notes,
     )
     async with AsyncExitStack() as stack:
         ready: Callable[[], bool] = _always
-        if not config.store.url:
+        if not shared:
             journal = HoldJournal(config.data / "gateway" / "holds.journal")
             budgets.holds = MemoryHolds(budgets.note_charge, journal)
             stack.callback(journal.close)
         else:
             ready = await stack.enter_async_context(_sharing(budgets, store, config.store.lease))
-        tending = asyncio.create_task(budgets.tend(ready), name="budgets")
+        tasks = [
+            asyncio.create_task(budgets.tend(ready), name="budgets"),
+            asyncio.create_task(budgets.doubts.tend(budgets.may_renew, budgets.renew), name="doubts"),
+        ]
         try:
             yield budgets
         finally:
-            tending.cancel()
-            await asyncio.wait((tending,))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await budgets.close()
 
 
@@ -391,14 +342,16 @@ async def _sharing(budgets: Budgets, store: Store, lease: float) -> AsyncGenerat
         nonlocal reached
         reached = time.monotonic()
         budgets.spare = MemoryHolds(lambda charge: None)
+        holds.doubt_own()
 
-    store.on_reach.append(note_reach)
-    try:
-        async with SharedHolds(store, lease, budgets.note_charge) as holds:
-            budgets.holds = holds
+    async with SharedHolds(store, lease, budgets.note_charge) as holds:
+        holds.on_doubt = budgets.doubts.add
+        store.on_reach.append(note_reach)
+        budgets.holds = holds
+        try:
             yield lambda: store.up and time.monotonic() - reached > lease
-    finally:
-        store.on_reach.remove(note_reach)
+        finally:
+            store.on_reach.remove(note_reach)
 
 
 def _always() -> bool:

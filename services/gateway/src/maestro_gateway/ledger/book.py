@@ -151,9 +151,11 @@ class Ledger:
             kinds = [f"maestro.events.{tenant}.{kind}" for kind in KINDS]
             async with aclosing(scan(client, bus.STREAM, kinds, standing.copied + 1)) as batches:
                 async for batch in batches:
-                    for event in await desk.beyond(batch, read):
-                        if span.holds(event):
-                            total.count(event)
+                    for found in await desk.beyond(batch, read):
+                        if span.holds(found.event):
+                            total.count(found.event)
+                        if found.undone is not None and span.holds(found.undone):
+                            total.uncount(found.undone)
         return total
 
     def _kept(self, since: int, until: int | None) -> Span:

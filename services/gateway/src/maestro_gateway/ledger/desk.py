@@ -6,6 +6,7 @@ A run ends with the hour in which its entries arrived, or when it is long: that 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from maestro.event.v1.event_pb2 import Event
 from maestro_gateway.ledger.rollups import Mark, Rollups, Run
 from maestro_gateway.ledger.scan import Entry
-from maestro_gateway.ledger.sieve import Read, Sieve, event_of
+from maestro_gateway.ledger.sieve import SLACK, Found, Read, Sieve, estimate_of, event_of
 from maestro_gateway.ledger.tally import HOUR, Row, Sums, Tally, View
 
 _NANO = 10**9
@@ -86,9 +87,12 @@ class Desk:
         self._adopt(await rollups.mark())
         async with aclosing(read(self._position + 1)) as batches:
             async for batch in batches:
-                for entry, event in await self._sieve.fresh(batch, read):
+                for found in await self._sieve.fresh(batch, read):
+                    entry, event = found.entry, found.event
                     run = self._run_of(entry)
                     run.tally.count(event)
+                    if found.undone is not None:
+                        run.tally.uncount(found.undone)
                     run.entries += 1
                     run.last = Mark(entry.sequence, entry.time)
                     run.latest = max(run.latest, event.time.ToNanoseconds())
@@ -120,8 +124,8 @@ class Desk:
         await _recount(total, read, again, span)
         return total
 
-    async def beyond(self, batch: list[Entry], read: Read) -> list[Event]:
-        """The events of a batch of the stream of events that are not among the entries."""
+    async def beyond(self, batch: list[Entry], read: Read) -> list[Found]:
+        """The events of a batch of the stream of events that count, and are not among the entries."""
         return await self._sieve.beyond(batch, read)
 
     def _adopt(self, mark: Mark) -> None:
@@ -158,15 +162,36 @@ class Desk:
 async def _recount(total: Tally, read: Read, runs: Mapping[Run, frozenset[int]], span: Span) -> None:
     """Counts one by one what of a span happened in these hours, for each run."""
     ids: set[str] = set()
+    estimates: dict[str, Event] = {}
     for (first, last), cut in sorted(runs.items()):
         async with aclosing(read(first)) as batches:
             async for batch in batches:
                 for entry in batch:
                     event = event_of(entry) if entry.sequence <= last else None
-                    if event is None or event.id in ids or event.time.ToNanoseconds() // _HOUR not in cut:
+                    if event is None or event.id in ids:
                         continue
                     ids.add(event.id)
-                    if span.holds(event):
-                        total.count(event)
+                    if (estimate := estimates.pop(event.id, None)) is not None:
+                        total.uncount(estimate)
+                    if event.time.ToNanoseconds() // _HOUR not in cut or not span.holds(event):
+                        continue
+                    if true_end := estimate_of(event):
+                        if true_end in ids or await _came_before(true_end, event, entry, read):
+                            continue
+                        estimates[true_end] = event
+                    total.count(event)
                 if batch[-1].sequence >= last:
                     break
+
+
+async def _came_before(true_end: str, estimate: Event, place: Entry, read: Read) -> bool:
+    """Whether the true end of a request is among the entries before that of its estimate."""
+    since = datetime.datetime.fromtimestamp(max(0, estimate.time.ToNanoseconds() - SLACK) / 1e9, datetime.UTC)
+    async with aclosing(read(since)) as batches:
+        async for batch in batches:
+            for entry in batch:
+                if entry.sequence >= place.sequence:
+                    return False
+                if (event := event_of(entry)) is not None and event.id == true_end:
+                    return True
+    return False

@@ -144,7 +144,8 @@ class Answer:
         """All groups with their sums, by the values of the groups; one for everything when nothing is grouped."""
         if not self._query.words:
             return [((), self._total)]
-        return sorted(self._groups.items(), key=lambda item: item[0])
+        # Of an estimate whose true end came nothing is left.
+        return sorted((found for found in self._groups.items() if found[1]), key=lambda item: item[0])
 
     def message(self) -> QueryUsageResponse:
         """The page that was asked for."""

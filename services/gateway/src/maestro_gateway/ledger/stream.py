@@ -12,6 +12,7 @@ from typing import Any, cast
 from nats.js import api
 
 from maestro_sdk.service import bus
+from maestro_sdk.service.event_kinds import DUPLICATE_WINDOW
 
 STREAM = "MAESTRO_LEDGER"
 BUCKET = "MAESTRO_USAGE"
@@ -47,7 +48,7 @@ def _wanted(age: int) -> dict[str, Any]:
         "discard": "old",
         "compression": "s2",
         "max_age": age,
-        "duplicate_window": int(bus.DUPLICATE_WINDOW * 1e9),
+        "duplicate_window": int(DUPLICATE_WINDOW * 1e9),
         # One source with several filters: so one sequence of the events tells how far the copy is.
         "sources": [{"name": bus.STREAM, "subject_transforms": [_filter(kind) for kind in KINDS]}],
     }

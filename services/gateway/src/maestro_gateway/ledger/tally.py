@@ -58,6 +58,16 @@ class Sums:
             if value := getattr(other, name):
                 setattr(self, name, getattr(self, name) + value)
 
+    def subtract(self, other: Sums) -> None:
+        """Takes away what another one added."""
+        for name in FIELDS:
+            if value := getattr(other, name):
+                setattr(self, name, getattr(self, name) - value)
+
+    def __bool__(self) -> bool:
+        """Whether anything is left of what was added."""
+        return any(getattr(self, name) for name in FIELDS)
+
     @property
     def tokens(self) -> int:
         """Tokens read and produced."""
@@ -90,6 +100,13 @@ class Tally:
                 self._count(event, event.request_failed, failed=True, cached=False)
             case _:
                 pass  # the ledger also holds what was refused, which is of no interest to sums
+
+    def uncount(self, event: Event) -> None:
+        """Takes back what `count` added: an estimate, since the true end of its request came."""
+        once = Tally()
+        once.count(event)
+        for row, sums in once.rows.items():
+            self.at(row).subtract(sums)
 
     def at(self, row: Row) -> Sums:
         """The sums to which those of a row are to be added."""
