@@ -25,6 +25,8 @@ from maestro_sdk.testing.chaos.provider import Providers, Weather
 from maestro_sdk.testing.faults import FaultServer, Seen, SendJson, Step
 from maestro_sdk.testing.mesh import MeshProcess
 
+from .batch_account import Account
+
 LONG = "JOB_ITEMS" in os.environ
 ITEMS = int(os.environ.get("JOB_ITEMS", "40"))
 """Items of the job that processes are killed under."""
@@ -161,6 +163,21 @@ async def others(mesh: MeshProcess) -> AsyncIterator[Jobs]:
     client = Jobs(mesh, "globex")
     yield client
     await client.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def wire(server: FaultServer) -> AsyncIterator[Account]:
+    """The provider's account for all tests."""
+    yield Account(server)
+
+
+@pytest.fixture
+def account(wire: Account, providers: Providers) -> Account:
+    """The account of a test, whose batches take a moment."""
+    wire.failing.clear()
+    wire.answered.clear()
+    wire.wire.takes, wire.wire.late = 0.2, 0.0
+    return wire
 
 
 async def status_of(call: Awaitable[Any]) -> tuple[str, str]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+import time
 from typing import Any
 
 import aiohttp
 import pytest
 
+from maestro.job.v1 import job_pb2 as pb
+from maestro.llm.v1.batch_pb2 import BatchItem
+from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro_sdk.testing.chaos.provider import Providers
 from maestro_sdk.testing.mesh import MeshProcess
 
-from .conftest import KEYS, MODEL
+from .conftest import KEYS, MODEL, Jobs, chat, questions, status_of
 
 GOOD: dict[str, Any] = {
     "chat": {"model": MODEL, "messages": [{"role": "ROLE_USER", "parts": [{"text": {"text": "[r1] hi"}}]}]}
@@ -59,6 +65,162 @@ async def test_wrong_input_names_its_field(mesh: MeshProcess, providers: Provide
         async with http.get("/v1/jobs") as response:
             assert await response.json() == before
     assert providers.calls == []
+
+
+def asked(part: Any) -> dict[str, Any]:
+    return {"items": [GOOD, changed(messages=[{"role": "ROLE_USER", "parts": [part]}])]}
+
+
+VECTORS: dict[str, Any] = {"model": "openai/text-embedding-3-small", "inputs": [{"text": "a"}]}
+
+
+def embedded(**fields: Any) -> dict[str, Any]:
+    return {"items": [GOOD, {"embed": {**VECTORS, **fields}}]}
+
+
+def within(**fields: Any) -> dict[str, Any]:
+    return {"items": [GOOD, changed(**fields)]}
+
+
+WRONG: tuple[tuple[Any, str], ...] = (
+    # What is no message is refused where it is read, with the path in the text.
+    (b"{", "Unexpected end"),
+    (b"[]", "Root element"),
+    (b"null", "Root element"),
+    (b'"x"', "Root element"),
+    (b'{"max_parallel": NaN}', "NaN"),
+    (b'{"items": "\xff"}', "non UTF-8"),
+    ({"items": "x"}, "items"),
+    ({"items": [1]}, "items[0]"),
+    ({"items": [{**GOOD, "embed": VECTORS}]}, "items[0]"),
+    ({"items": [{"chat": "hi"}]}, "items[0].chat"),
+    ({"items": [{**GOOD, "item_id": 5}]}, "items[0].item_id"),
+    ({"items": [GOOD], "priority": "URGENT"}, "priority"),
+    ({"items": [GOOD], "max_parallel": "many"}, "max_parallel"),
+    ({"items": [GOOD], "max_cost_usd": 5}, "max_cost_usd"),
+    ({"items": [GOOD], "timeout": 5}, "timeout"),
+    ({"items": [GOOD], "timeout": "5 minutes"}, "timeout"),
+    ({"items": [GOOD], "metadata": []}, "metadata"),
+    ({"items": [GOOD], "metadata": {"a": 1}}, "metadata[0].value"),
+    ({"input_file_id": 5}, "input_file_id"),
+    (within(messages="hi"), "items[1].chat.messages"),
+    (within(messages=[{"role": "user?"}]), "items[1].chat.messages[0].role"),
+    (within(temperature="hot"), "items[1].chat.temperature"),
+    (within(max_tokens=1.5), "items[1].chat.max_tokens"),
+    (within(model=5), "items[1].chat.model"),
+    (asked({"text": {"text": 1}}), "items[1].chat.messages[0].parts[0].text.text"),
+    # What is one is refused with its fields.
+    ({"items": [{}]}, "items[0].request"),
+    ({"items": [{"chat": None}]}, "items[0].request"),
+    ({"items": [{"chat": {}}]}, "items[0].chat.messages"),
+    ({"items": [{"embed": {}}]}, "items[0].embed.inputs"),
+    ({"items": [{"item_id": "a" * 65, **GOOD}]}, "items[0].item_id"),
+    ({"items": [GOOD], "priority": 9}, "priority"),
+    ({"items": [GOOD], "max_parallel": -1}, "max_parallel"),
+    ({"items": [GOOD], "max_parallel": 10**9}, "max_parallel"),
+    ({"items": [GOOD], "max_runs": 0}, "max_runs"),
+    ({"items": [GOOD], "max_cost_usd": "1e3"}, "max_cost_usd"),
+    ({"items": [GOOD], "max_cost_usd": "NaN"}, "max_cost_usd"),
+    ({"items": [GOOD], "max_cost_usd": "1" * 50}, "max_cost_usd"),
+    ({"items": [GOOD], "max_cost_usd": "0." + "1" * 100_000}, "max_cost_usd"),
+    ({"items": [GOOD], "timeout": "-5s"}, "timeout"),
+    ({"items": [GOOD], "keep_results": "99999999s"}, "keep_results"),
+    ({"items": [GOOD], "metadata": {f"k{number}": "v" for number in range(33)}}, "metadata"),
+    ({"items": [GOOD], "metadata": {"k": "v" * 513}}, "metadata"),
+    ({"items": [GOOD], "metadata": {"": "v"}}, "metadata"),
+    ({"items": [GOOD], "display_name": "x" * 257}, "display_name"),
+    ({"items": [GOOD], "request_id": "x" * 129}, "request_id"),
+    (within(messages=[{"role": "ROLE_USER"}]), "items[1].chat.messages[0].parts"),
+    (within(messages=[{"parts": [{"text": {"text": "x"}}]}]), "items[1].chat.messages[0].role"),
+    (within(max_tokens=-1), "items[1].chat.max_tokens"),
+    (within(model="x" * 300), "items[1].chat.model"),
+    (within(tools=[{"function": {"name": "a b"}}]), "items[1].chat.tools[0]"),
+    (asked({}), "items[1].chat.messages[0].parts[0].kind"),
+    (asked({"image": {}}), "items[1].chat.messages[0].parts[0].image.source"),
+    (embedded(inputs=[{}]), "items[1].embed.inputs[0].kind"),
+    (embedded(dimensions=0), "items[1].embed.dimensions"),
+    (embedded(dimensions=10**7), "items[1].embed.dimensions"),
+    (embedded(model="none/such"), "items[1].embed.model"),
+)
+
+
+async def test_whatever_is_wrong_is_named(mesh: MeshProcess, providers: Providers):
+    headers = {"authorization": f"Bearer {KEYS['globex']}", "content-type": "application/json"}
+    async with aiohttp.ClientSession(mesh.url, headers=headers) as http:
+        for body, path in WRONG:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            async with http.post("/v1/jobs", data=data) as response:
+                answer = await response.json()
+            assert (response.status, answer["error"]["reason"]) == (400, "INVALID_REQUEST"), (data[:200], answer)
+            assert path in answer["error"]["message"], (data[:200], answer)
+    assert providers.calls == []
+
+
+async def test_files_that_are_not_there_are_named(mesh: MeshProcess, jobs: Jobs, others: Jobs):
+    """Those of other tenants are not there, either."""
+    async with aiohttp.ClientSession(mesh.url, headers={"authorization": f"Bearer {KEYS['acme']}"}) as http:
+        inputs = await upload(http, "job_input", (json.dumps(GOOD) + "\n").encode(), "a.jsonl", "application/jsonl")
+        image = await upload(http, "content", _PIXEL, "a.png", "image/png")
+    items = [questions(1)[0], BatchItem(chat=seeing(image)), BatchItem(chat=seeing(image))]
+    made = await jobs.stub.CreateJob(pb.CreateJobRequest(items=items), metadata=jobs.key)
+    await jobs.cancel(made.job_id)
+    for request, field, code in (
+        (pb.CreateJobRequest(items=items), "items[1].chat.messages[0].parts[1].image.file_id", "INVALID_ARGUMENT"),
+        (pb.CreateJobRequest(input_file_id=inputs), "input_file_id", "NOT_FOUND"),
+    ):
+        status, text = await status_of(others.stub.CreateJob(request, metadata=others.key))
+        assert (status, field in text, "there is no file" in text) == (code, True, True), text
+
+
+async def test_a_file_with_one_bad_line_names_it(mesh: MeshProcess):
+    lines = [json.dumps(GOOD)] * 710
+    lines[699] = json.dumps(changed(temperature=9))
+    headers = {"authorization": f"Bearer {KEYS['acme']}"}
+    async with aiohttp.ClientSession(mesh.url, headers=headers) as http:
+        for wrong, field in (
+            (json.dumps(changed(temperature=9)), "line 700: chat.temperature"),
+            (json.dumps(changed(model="none/such")), "line 700: chat.model"),
+            (json.dumps({"item_id": "0", **GOOD}), "line 700: item_id"),
+            ('{"chat": ', "line 700"),
+        ):
+            lines[699] = wrong
+            file_id = await upload(http, "job_input", "\n".join(lines).encode(), "a.jsonl", "application/jsonl")
+            async with http.post("/v1/jobs", json={"input_file_id": file_id}) as response:
+                answer = await response.json()
+            assert (response.status, answer["error"]["details"][0]["field"]) == (400, field), answer
+
+
+async def test_a_million_items_are_refused_before_they_are_read(mesh: MeshProcess):
+    headers = {"authorization": f"Bearer {KEYS['acme']}"}
+    async with aiohttp.ClientSession(mesh.url, headers=headers) as http:
+        file_id = await upload(http, "job_input", b"{}\n" * 1_000_000, "a.jsonl", "application/jsonl")
+        begun = time.monotonic()
+        async with http.post("/v1/jobs", json={"input_file_id": file_id}) as response:
+            answer = await response.json()
+        assert (response.status, answer["error"]["reason"]) == (429, "TOO_LARGE")
+        assert "50000 items" in answer["error"]["message"]
+        assert time.monotonic() - begun < 5
+
+
+_PIXEL = b"\x89PNG\r\n\x1a\n" + bytes(64)
+
+
+def seeing(file_id: str) -> ChatRequest:
+    """A question about an image."""
+    question = chat("[r1] what is it?")
+    question.messages[0].parts.add().image.file_id = file_id
+    return question
+
+
+async def upload(http: aiohttp.ClientSession, purpose: str, data: bytes, name: str, kind: str) -> str:
+    """The identifier of a file that is uploaded."""
+    form = aiohttp.FormData()
+    form.add_field("purpose", purpose)
+    form.add_field("file", io.BytesIO(data), filename=name, content_type=kind)
+    async with http.post("/v1/files", data=form) as response:
+        answer = await response.json()
+    assert response.status == 200, answer
+    return answer["file_id"]
 
 
 async def test_a_key_without_the_scope_is_refused(mesh: MeshProcess):

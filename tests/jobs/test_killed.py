@@ -8,52 +8,20 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Decimal
 
-from maestro.event.v1.event_pb2 import Event, RequestCompleted, RequestFailed
 from maestro.job.v1 import job_pb2 as pb
 from maestro_sdk.adapter.standing import LINGER
-from maestro_sdk.testing.chaos.provider import Call, Providers, Weather, text_of
+from maestro_sdk.testing.chaos.provider import Providers, Weather, text_of
 from maestro_sdk.testing.chaos.record import read_events
 from maestro_sdk.testing.mesh import MeshProcess
 
-from .conftest import ITEMS, LONG, Jobs, questions
+from .conftest import ITEMS, Jobs, questions
+from .drill import end_of, fell, job_of, kill_at_random, progress_falls
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
-VICTIMS = (("gateway", "gateway-2"), ("nats",), ("adapter-openai",), ("gateway",), ("gateway-2",))
-"""What dies together: all gateways, and each kind of process alone."""
-FEW = (("gateway", "gateway-2"), ("nats", "adapter-openai"))
-"""What dies in a short run: a process of each kind, once."""
 ONCE = ("job.queued", "job.started", "job.completed")
 AT_ONCE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Strike:
-    """A process that was killed, and when, in Unix time."""
-
-    name: str
-    at: float
-
-
-async def kill_at_random(mesh: MeshProcess, done: asyncio.Event, dice: random.Random) -> list[Strike]:
-    """Kills each group of victims in turn until `done`, a long run's again and again; what was killed."""
-    killed: list[Strike] = []
-    groups = VICTIMS if LONG else FEW
-    rounds = itertools.count() if LONG else range(1)
-    for group in itertools.chain.from_iterable(dice.sample(groups, len(groups)) for _ in rounds):
-        with suppress(TimeoutError):
-            async with asyncio.timeout(dice.uniform(0.1, 0.4)):
-                await done.wait()
-                return killed
-        members = [mesh.kill(name) for name in group]
-        killed += [Strike(name, time.time()) for name in group]
-        for member in members:
-            await mesh.wait_restarted(member, timeout=60)
-    return killed
 
 
 async def test_nothing_is_lost_or_paid_twice(mesh: MeshProcess, jobs: Jobs, providers: Providers, figures: list[str]):
@@ -68,11 +36,11 @@ async def test_nothing_is_lost_or_paid_twice(mesh: MeshProcess, jobs: Jobs, prov
         done.set()
         killed = await killing
     over = await jobs.wait(job.job_id)
-    events = [event for event in await read_events(mesh.address("nats")) if _job_of(event) == job.job_id]
-    ends = [end for event in events if (end := _end_of(event)) is not None]
+    events = [event for event in await read_events(mesh.address("nats")) if job_of(event) == job.job_id]
+    ends = [end for event in events if (end := end_of(event)) is not None]
     attempts = sum(len(end.attempt_usages) for end in ends)
     repeated = [pair for mark in text_marks() for pair in itertools.pairwise(providers.of(mark))]
-    orphans = [pair for pair in repeated if _fell(killed, "gateway", *pair)]
+    orphans = [pair for pair in repeated if fell(killed, "gateway", *pair)]
     figures.append(
         f"{ITEMS} items in {took:.1f} s, seed {SEED}, {len(killed)} processes killed "
         f"({', '.join(strike.name for strike in killed)}): {len(results)} results, {len(providers.calls)} calls of the "
@@ -92,7 +60,7 @@ async def test_nothing_is_lost_or_paid_twice(mesh: MeshProcess, jobs: Jobs, prov
     assert cost == ITEMS * min(Decimal(result.item.cost.usd) for result in results)
     # The provider is asked again only for what an adapter took with it, or kept for a while in which no gateway came;
     # and the ledger tells of that, unless the gateway that had asked was gone by then.
-    lost = [pair for pair in repeated if _fell(killed, "adapter-openai", *pair) or pair[1].at - pair[0].at > LINGER]
+    lost = [pair for pair in repeated if fell(killed, "adapter-openai", *pair) or pair[1].at - pair[0].at > LINGER]
     assert [pair for pair in repeated if pair not in lost] == []
     assert len(providers.calls) - len(orphans) <= attempts
     assert progress_falls(events) == []
@@ -109,46 +77,13 @@ async def test_gateways_that_stop_hand_over_what_they_have_begun(mesh: MeshProce
         await mesh.wait_restarted(member)
     over = await jobs.wait(job.job_id)
     results = await jobs.listed(job.job_id)
-    events = [event for event in await read_events(mesh.address("nats")) if _job_of(event) == job.job_id]
+    events = [event for event in await read_events(mesh.address("nats")) if job_of(event) == job.job_id]
     assert (over.progress.succeeded, len(providers.calls)) == (4, 4)
     assert [result.runs for result in results] == [1] * 4
     ends = [event.kind for event in events if event.kind in {"request.completed", "request.failed"}]
     assert ends == ["request.completed"] * 4
 
 
-def progress_falls(events: Sequence[Event]) -> list[pb.JobProgress]:
-    """The progress that is behind an earlier one."""
-    told = [event.job_progress.progress for event in events if event.kind == "job.progress"]
-    highest, found = (0, 0, 0), list[pb.JobProgress]()
-    for each in told:
-        counts = (each.succeeded, each.failed, each.cancelled)
-        if any(now < before for now, before in zip(counts, highest, strict=True)):
-            found.append(each)
-        highest = counts
-    return found
-
-
-def _job_of(event: Event) -> str:
-    field = event.WhichOneof("payload")
-    return getattr(getattr(event, field), "job_id", "") if field else ""
-
-
-def _end_of(event: Event) -> RequestCompleted | RequestFailed | None:
-    match event.WhichOneof("payload"):
-        case "request_completed":
-            return event.request_completed
-        case "request_failed":
-            return event.request_failed
-        case _:
-            return None
-
-
 def text_marks() -> list[str]:
     """The marks of all questions."""
     return [f"r{number}" for number in range(ITEMS)]
-
-
-def _fell(killed: Sequence[Strike], name: str, first: Call, second: Call) -> bool:
-    """Whether a process of that name was killed between two calls."""
-    # A call may arrive a moment after the end of whoever asked for it.
-    return any(strike.name.startswith(name) and first.at - 1.0 < strike.at < second.at for strike in killed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,16 +15,20 @@ from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
 from maestro.llm.v1.usage_pb2 import Price, Usage
 from maestro_sdk.adapter.catalogue import Catalogue
 from maestro_sdk.adapter.embedding_servicer import EmbeddingServicer
+from maestro_sdk.adapter.standing import StandingCalls
 from maestro_sdk.errors import (
     CapabilityUnavailable,
+    Conflict,
     InvalidRequest,
     MaestroError,
     NotFound,
     StreamBroken,
     from_rpc_error,
 )
+from maestro_sdk.service.interceptors import MeshInterceptor
 from maestro_sdk.testing.scripted import ScriptedProvider
 from maestro_sdk.testing.servers import serve
+from maestro_sdk.tracing import Call
 
 if TYPE_CHECKING:
     from maestro.llm.v1.embedding_pb2_grpc import EmbeddingServiceAsyncStub
@@ -132,3 +137,58 @@ async def test_refusals(stub: EmbeddingServiceAsyncStub) -> None:
 async def test_streams_beside_a_large_answer_do_not_wait(stub: EmbeddingServiceAsyncStub, provider: Memory) -> None:
     provider.answer = vectors(*([0.5] * 1536 for _ in range(500)))
     assert len((await stub.Embed(ask(count=500))).embeddings) == 500
+
+
+class SlowMemory(Memory):
+    """Answers when it is told to, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = asyncio.Event()
+        self.asked = 0
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        self.asked += 1
+        await self.open.wait()
+        return await super().embed(request)
+
+
+async def test_a_call_with_a_key_outlives_its_caller():
+    """Whoever calls again with that key gets the same vectors; the provider is asked once. Without a key it ends."""
+    provider, standing = SlowMemory(), StandingCalls(5.0)
+    servicer = EmbeddingServicer(provider, Catalogue(provider), standing)
+    async with (
+        serve(servicer, interceptors=[MeshInterceptor()]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub: EmbeddingServiceAsyncStub = EmbeddingServiceStub(channel)
+
+        async def left(key: str) -> None:
+            asked = provider.asked
+            call = asyncio.ensure_future(stub.Embed(ask(), metadata=named(key)))
+            await until(lambda: provider.asked > asked)
+            call.cancel()
+
+        await left("k")
+        await until(lambda: len(standing) == 1)
+        again = asyncio.ensure_future(stub.Embed(ask(), metadata=named("k")))
+        provider.open.set()
+        response = await again
+        assert [list(vector.values) for vector in response.embeddings] == [[1.0, 0.0], [0.0, 1.0]]
+        assert (response.cost.usd, provider.asked) == ((await stub.Embed(ask(), metadata=named("k"))).cost.usd, 1)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Embed(ask(count=1), metadata=named("k"))
+        assert isinstance(from_rpc_error(raised.value), Conflict)
+        await stub.Embed(ask(), metadata=named(""))
+        assert provider.asked == 2
+    await standing.close()
+
+
+def named(key: str) -> tuple[tuple[str, str], ...]:
+    return Call("req-1", "acme", "00-" + "1" * 32 + "-" + "2" * 16 + "-01", key).metadata()
+
+
+async def until(fits: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not fits():
+            await asyncio.sleep(0.01)

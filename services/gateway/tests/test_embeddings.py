@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from array import array
@@ -87,7 +88,7 @@ async def doors(
             source=source,
             routers=Routers(),
             backends=channels,
-            dispatcher=Dispatcher(source, channels),
+            dispatcher=Dispatcher(source, channels, gate=limiter.gate if limiter is not None else None),
             accountant=Accountant(events.append, lambda: False, limiter, budgets and budgets(source, events)),
             cache=cache,
         )
@@ -383,3 +384,12 @@ async def test_vectors_are_given_again_to_their_tenant_alone():
         (True, "0"),
         (False, ends[2].cost.usd),
     ]
+
+
+async def test_the_same_texts_at_once_are_embedded_once():
+    embedder = PlainEmbedder("p0/small")
+    async with doors(embedder, cache=AnswerStore()) as running:
+        replies = await asyncio.gather(*(running.post({"input": ["text 1", "text 2"]}) for _ in range(8)))
+    assert len({orjson.dumps(reply.json["data"]) for reply in replies}) == 1
+    assert len(embedder.asked) == 1
+    assert sorted(reply.headers["x-maestro-cache"] for reply in replies) == ["hit"] * 7 + ["miss"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from maestro_gateway.jobs.intake import read_lines
+from maestro_gateway.jobs.lines import count_lines, read_lines
 from maestro_sdk.errors import InvalidRequest, MaestroError, TooLarge
 
 GOOD: dict[str, Any] = {
@@ -44,8 +44,29 @@ async def test_the_mark_that_windows_puts_before_a_text_is_passed_over():
     [
         pytest.param(b"{nonsense", "line 3", id="no JSON"),
         pytest.param(b"[]", "line 3: request", id="no object"),
-        pytest.param(b'{"chat": 5}', "line 3", id="no request"),
-        pytest.param(b'{"shout": {}}', "line 3", id="a field that is not there"),
+        pytest.param(b"null", "line 3", id="null"),
+        pytest.param(b'"an item"', "line 3", id="a text"),
+        pytest.param(b"[{}]", "line 3", id="a list of items"),
+        pytest.param(b'{"chat": 5}', "line 3: chat", id="no request"),
+        pytest.param(b'{"chat": NaN}', "line 3: chat", id="no number"),
+        pytest.param(b'{"item_id": 5}', "line 3: item_id", id="a name that is no text"),
+        pytest.param(b'{"shout": {}}', "line 3: shout", id="a field that is not there"),
+        pytest.param(b'{"chat": {"model": "m", "shout": 1}}', "line 3: chat.shout", id="one of a request"),
+        pytest.param(b'{"chat": {"model": 5}}', "line 3: chat.model", id="a model that is no text"),
+        pytest.param(b'{"chat": {"max_tokens": "many"}}', "line 3: chat.max_tokens", id="a text for a number"),
+        pytest.param(b'{"chat": {"messages": "hi"}}', "line 3: chat.messages", id="a text for a list"),
+        pytest.param(b'{"chat": {"messages": [5]}}', "line 3: chat.messages[0]", id="a number for a message"),
+        pytest.param(
+            b'{"chat": {"messages": [{"parts": [{"text": {"text": "a"}}, {"text": {"text": 1}}]}]}}',
+            "line 3: chat.messages[0].parts[1].text.text",
+            id="deep within",
+        ),
+        pytest.param(b'{"chat": {"messages": [{"role": "user?"}]}}', "line 3: chat.messages[0].role", id="no role"),
+        pytest.param(b'{"chat": {"metadata": {"a": 1}}}', "line 3: chat.metadata", id="a label that is no text"),
+        pytest.param(
+            b'{"embed": {"inputs": [{}, {"text": 4}]}}', "line 3: embed.inputs[1].text", id="no text to embed"
+        ),
+        pytest.param(b'{"chat": {}, "embed": {}}', "line 3", id="two requests"),
         pytest.param(b"\xff\xfe", "line 3", id="no text"),
         pytest.param(b'{"a":' * 5000, "line 3", id="deeper than anybody reads"),
         pytest.param(b"{}", "line 3: request", id="nothing asked"),
@@ -75,3 +96,11 @@ async def test_a_wrong_line_is_named(line: bytes, field: str):
 async def test_what_is_no_input_is_refused(data: bytes, kind: type[MaestroError]):
     with pytest.raises(kind):
         await read_lines(in_pieces(data, 2**20), 4)
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+async def test_items_are_counted_before_they_are_read(size: int):
+    data = b"\n \n" + b"\n".join([b"no item"] * 4) + b"\n\n"
+    await count_lines(in_pieces(data, size), 4)
+    with pytest.raises(TooLarge):
+        await count_lines(in_pieces(data + b"x", size), 4)

@@ -34,6 +34,8 @@ from maestro_sdk.testing import tables
         pytest.param(TenantRateLimited("never"), False, 1, None, id="more than is ever allowed"),
         pytest.param(TenantConcurrency("busy"), False, 3, Again(1.0, counted=False), id="busy"),
         pytest.param(NoBackend("all down"), False, 3, Again(1.0, counted=False), id="nothing was tried"),
+        pytest.param(RateLimited("full", retry_after=9.0), False, 3, Again(9.0, counted=False), id="no room yet"),
+        pytest.param(RateLimited("large", retryable=False), False, 1, None, id="no room for it ever"),
         pytest.param(NoBackend("down", retry_after=9.0), False, 3, Again(9.0, counted=False), id="down for a while"),
         pytest.param(Overloaded("busy"), True, 1, Again(1.0, counted=True), id="first wait"),
         pytest.param(Overloaded("busy"), True, 2, Again(2.0, counted=True), id="second wait"),

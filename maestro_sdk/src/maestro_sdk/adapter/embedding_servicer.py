@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import aclosing
 from typing import Any
 
 from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
@@ -13,8 +14,10 @@ from maestro.llm.v1.model_pb2 import Feature, Model
 from maestro_sdk.adapter.catalogue import Catalogue
 from maestro_sdk.adapter.models import is_unknown, warn_unknown
 from maestro_sdk.adapter.provider import Embedder
+from maestro_sdk.adapter.standing import Put, StandingCalls
 from maestro_sdk.errors import StreamBroken
 from maestro_sdk.prices import cost_of, price_of
+from maestro_sdk.tracing import current_call
 
 _INLINE = 100_000
 """Numbers that are looked at at once; more go to a thread, so that streams beside them don't wait."""
@@ -26,12 +29,26 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     An answer that misses a vector, mixes lengths, or holds what is no number is `StreamBroken`, never returned.
     """
 
-    def __init__(self, embedder: Embedder, catalogue: Catalogue) -> None:
+    def __init__(self, embedder: Embedder, catalogue: Catalogue, standing: StandingCalls | None = None) -> None:
+        """Calls with a key outlive their callers in `standing`; without it every call ends with its caller."""
         self._embedder = embedder
         self._catalogue = catalogue
+        self._standing = standing
 
     async def Embed(self, request: EmbedRequest, context: Any) -> EmbedResponse:
         model = await self._catalogue.able(request.model, Feature.FEATURE_EMBEDDINGS)
+        if self._standing is None or (call := current_call()) is None or not self._standing.takes(call.key):
+            return await self._answer(request, model)
+
+        async def answer(put: Put) -> None:
+            await put(await self._answer(request, model))
+
+        async with aclosing(self._standing.follow(b"Embed", request, model.id, answer)) as messages:
+            async for message in messages:
+                return EmbedResponse.FromString(message)
+        raise StreamBroken("the adapter gave no answer")
+
+    async def _answer(self, request: EmbedRequest, model: Model) -> EmbedResponse:
         response = await self._embedder.embed(request)
         if sum(len(vector.values) for vector in response.embeddings) > _INLINE:
             await asyncio.to_thread(complete, response, request, model)

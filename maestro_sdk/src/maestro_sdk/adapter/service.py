@@ -44,7 +44,7 @@ def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Bu
                 StandingCallServicer(standing),
             ]
             if isinstance(provider, Embedder):
-                servicers.append(EmbeddingServicer(provider, catalogue))
+                servicers.append(EmbeddingServicer(provider, catalogue, standing))
             if isinstance(provider, FileStore):
                 servicers.append(FileServicer(provider))
             if isinstance(provider, Batcher):

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from maestro.llm.v1.chat_pb2 import ChatResponse, StreamChatResponse
+from maestro.llm.v1.chat_pb2 import StreamChatResponse
 from maestro.llm.v1.standing_pb2 import (
     GetStandingCallRequest,
     GetStandingCallResponse,
@@ -31,8 +31,16 @@ _RELEASE = "/maestro.llm.v1.StandingCallService/ReleaseStandingCall"
 _PATIENCE = 5.0
 """Seconds that an adapter has to answer."""
 
+_PART = "#"
+"""Stands between the key of a request and the number of its call."""
+
 Release = Callable[[], None]
 """Tells the adapter that nobody will take up the call."""
+
+
+def part_key(key: str, part: int) -> str:
+    """The key of one of several calls that belong to the same request."""
+    return f"{key}{_PART}{part}"
 
 
 class StandingKeys:
@@ -53,7 +61,7 @@ class StandingKeys:
 
     def release(self, backend: Backend, call: Call) -> None:
         """Ends the call of `backend` that stands under the key of `call`. Nobody waits for that."""
-        if call.key in self._staying:
+        if call.key.partition(_PART)[0] in self._staying:
             return
         method = self._channel(backend).unary_unary(
             _RELEASE, ReleaseStandingCallRequest.SerializeToString, ReleaseStandingCallResponse.FromString
@@ -62,6 +70,12 @@ class StandingKeys:
         task = asyncio.create_task(_tell(method(request, timeout=_PATIENCE, metadata=_metadata(call))))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+
+    async def end(self, backend: Backend, call: Call) -> None:
+        """As `release`, and waits until the adapter knows."""
+        self.release(backend, call)
+        if self._telling:
+            await asyncio.wait(self._telling, timeout=_PATIENCE)
 
     async def stands(self, backend: Backend, call: Call) -> bool:
         """Whether the answer of `backend` under the key of `call` can be taken up; then it is kept for a while."""
@@ -117,7 +131,7 @@ class KeyedStream:
 
 
 class KeyedWhole:
-    """A running unary call with a key; a `WholeCall`."""
+    """A running unary call with a key; a `WholeCall` or an `EmbedCall`."""
 
     __slots__ = ("_call", "_release")
 
@@ -125,8 +139,8 @@ class KeyedWhole:
         self._call = call
         self._release = release
 
-    def __await__(self) -> Generator[Any, None, ChatResponse]:
-        waiting: Generator[Any, Any, ChatResponse] = self._call.__await__()
+    def __await__(self) -> Generator[Any, None, Any]:
+        waiting: Generator[Any, Any, Any] = self._call.__await__()
         try:
             answer = yield from waiting
         except asyncio.CancelledError:

@@ -13,8 +13,8 @@ class JobsConfig(Settings):
     """How jobs run. Requests of callers go first, so `parallel` bounds the items that one gateway has under way.
 
     `per_tenant` bounds those of one tenant in a gateway, and those of one job in the mesh. `most` jobs of a tenant may
-    be unfinished at a time. Items of a gateway that died go to another one after `lease`. `keep_results` holds for jobs
-    that do not say how long their results are kept.
+    be unfinished at a time, in the mesh. Items of a gateway that died go to another one after `lease`. `keep_results`
+    holds for jobs that do not say how long their results are kept.
     """
 
     parallel: Annotated[int, Field(ge=1, le=1024)] = 16

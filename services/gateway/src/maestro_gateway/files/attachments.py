@@ -10,12 +10,41 @@ from maestro.llm.v1.message_pb2 import AudioPart, DocumentPart, ImagePart, Part
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_gateway.files.files import Files
 from maestro_gateway.files.record import is_file_id, purpose_of
-from maestro_sdk.errors import InvalidRequest, NotFound, TooLarge
+from maestro_sdk.errors import InvalidRequest, MaestroError, NotFound, TooLarge
 
 MEDIA = 1 << Feature.FEATURE_VISION | 1 << Feature.FEATURE_AUDIO | 1 << Feature.FEATURE_DOCUMENTS
 """Needs of requests that may name files."""
 MOST = 20 * 2**20
 """Bytes of all files of one request: what one part may have, and what a message inside the mesh has room for."""
+
+
+async def are_there(files: Files, tenant: str, request: ChatRequest) -> bool:
+    """Whether every file of the mesh that the request names can still be read, as far as that is known."""
+    try:
+        for file_id in {part.file_id for _, part in _named(request)}:
+            await files.find(tenant, file_id)
+    except MaestroError:
+        # Deleted or expired; or nobody can tell now. What it is, `attach` tells.
+        return False
+    return True
+
+
+async def require(files: Files, tenant: str, request: ChatRequest, known: set[str]) -> None:
+    """Raises `InvalidRequest` with the path of a file of the mesh that is not there, for those of other tenants too.
+
+    `known` are the files that were found before.
+    """
+    for path, part in _named(request):
+        file_id = part.file_id
+        if file_id in known:
+            continue
+        if purpose_of(file_id) != FilePurpose.FILE_PURPOSE_CONTENT:
+            raise InvalidRequest.at(path, f"the file {file_id} was not uploaded with the purpose 'content'")
+        try:
+            await files.find(tenant, file_id)
+        except NotFound:
+            raise InvalidRequest.at(path, f"there is no file {file_id!r}") from None
+        known.add(file_id)
 
 
 async def attach(files: Files, tenant: str, request: ChatRequest) -> ChatRequest:

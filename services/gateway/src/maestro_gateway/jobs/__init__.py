@@ -9,11 +9,14 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from maestro_gateway.audit.acts import Acts
+from maestro_gateway.jobs.asides import Asides
 from maestro_gateway.jobs.economy import Economist
 from maestro_gateway.jobs.files import JobFiles
+from maestro_gateway.jobs.holdings import Holdings
 from maestro_gateway.jobs.keeper import Keeper
 from maestro_gateway.jobs.ledger import Ledger
 from maestro_gateway.jobs.output import Output
+from maestro_gateway.jobs.places import Places
 from maestro_gateway.jobs.provider_batches import ProviderBatches
 from maestro_gateway.jobs.service import JobService
 from maestro_gateway.jobs.states import Board, States
@@ -52,18 +55,22 @@ async def running_jobs(
     async with Streams(config.nats.url, ledger) as streams:
         states = States(streams)
         board = Board(streams, states)
+        places = Places(streams, states, board, most_jobs or configured)
+        asides = Asides(streams)
         output = Output(streams, files) if files is not None else None
-        worker = Worker(mesh, streams, states, board, config.jobs, most_jobs or configured)
+        worker = Worker(mesh, streams, states, board, places, asides, config.jobs)
         # A gateway that was started anew is another one.
-        keeper = Keeper(f"{name}-{os.urandom(4).hex()}", streams, states, board, output, config.jobs.lease)
+        keeper = Keeper(f"{name}-{os.urandom(4).hex()}", streams, states, board, output, config.jobs.lease, asides)
         economist = Economist(
             f"{name}-{os.urandom(4).hex()}",
             mesh,
             streams,
             states,
             board,
+            places,
             ProviderBatches(mesh.backends),
             config.jobs.lease,
+            Holdings(mesh),
         )
         tasks = [
             asyncio.create_task(work(), name=what)
@@ -77,7 +84,7 @@ async def running_jobs(
         for task in tasks:
             task.add_done_callback(_tell_end)
         try:
-            yield JobService(mesh, streams, states, board, config.jobs, files, acts)
+            yield JobService(mesh, streams, states, board, places, config.jobs, files, acts)
         finally:
             for task in tasks:
                 task.cancel()

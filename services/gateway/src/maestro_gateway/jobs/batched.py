@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from maestro.llm.v1.batch_pb2 import BatchItem
+from maestro_gateway.jobs.asides import own_headers
 from maestro_gateway.jobs.bundle import Economy
 from maestro_gateway.jobs.outcome import Note
 from maestro_gateway.jobs.record import JobRecord
+from maestro_gateway.jobs.results import result_subject
 from maestro_gateway.jobs.states import subject_of
 from maestro_gateway.jobs.streams import ITEMS, PARTS, RESULTS, STATES, Streams, Superseded
-from maestro_gateway.jobs.worker import result_subject
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,19 @@ class Batched:
         waiting = self._waiting(index)
         found = await self.streams.get(ITEMS, waiting)
         if found is not None:
-            await self.streams.put(self._kept(index), found.data, headers=_own(found.headers))
+            await self.streams.put(self._kept(index), found.data, headers=own_headers(found.headers))
             await self.streams.purge(ITEMS, waiting)
 
     async def item(self, index: int) -> BatchItem | None:
-        """An item that was taken; None for one that is gone again."""
+        """An item that was taken; None for one that is gone again, or of which a piece is lost."""
         found = await self.streams.get(PARTS, self._kept(index))
         if found is None:
             return None
-        data = await self.streams.unpack(self.record.job_id, f"in.{index}", found.data, found.headers)
+        try:
+            data = await self.streams.unpack(self.record.job_id, f"in.{index}", found.data, found.headers)
+        except LookupError as error:
+            log.error("item %d of job %s can't be read any more: %s", index, self.record.job_id, error)
+            return None
         return BatchItem.FromString(data)
 
     async def has_result(self, index: int) -> bool:
@@ -67,7 +71,7 @@ class Batched:
         if found is None or await self.has_result(index):
             return
         try:
-            await self.streams.put(self._waiting(index), found.data, expect=0, headers=_own(found.headers))
+            await self.streams.put(self._waiting(index), found.data, expect=0, headers=own_headers(found.headers))
         except Superseded:
             log.debug("item %d of job %s is in the queue already", index, self.record.job_id)
 
@@ -90,8 +94,3 @@ class Batched:
 
     def _beneath(self, name: str) -> str:
         return f"{subject_of(self.record.tenant, self.record.job_id)}.{name}"
-
-
-def _own(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that a message was stored with: those of the server tell where it lay."""
-    return {name: value for name, value in headers.items() if name.startswith("Maestro-")}

@@ -18,14 +18,16 @@ from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro_gateway.files.attachments import attach
 from maestro_gateway.jobs.batched import Batched
 from maestro_gateway.jobs.bundle import OPEN, OVER, PLANNED, TRYING, Bundle, bundle, fits, is_over
+from maestro_gateway.jobs.holdings import Holdings
 from maestro_gateway.jobs.outcome import FAILED, SUCCEEDED, Note, result_of
+from maestro_gateway.jobs.places import Places
 from maestro_gateway.jobs.provider_batches import ProviderBatches
 from maestro_gateway.jobs.purse import Leave, Purses, most_cost, nano_of
 from maestro_gateway.jobs.receipt import account_for, count_in
 from maestro_gateway.jobs.record import CANCELLING, QUEUED, RUNNING, JobRecord
+from maestro_gateway.jobs.results import store_result
 from maestro_gateway.jobs.states import Board, States
 from maestro_gateway.jobs.streams import ITEMS, Streams, Superseded
-from maestro_gateway.jobs.worker import store_result
 from maestro_gateway.mesh import Mesh
 from maestro_sdk.errors import (
     Cancelled,
@@ -66,8 +68,10 @@ class Economist:
     streams: Streams
     states: States
     board: Board
+    places: Places
     providers: ProviderBatches
     lease: float
+    holdings: Holdings
     _tending: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -78,9 +82,10 @@ class Economist:
                 while True:
                     heed_cancellation()
                     self._wake.clear()
-                    for record in self.board.jobs.values():
-                        if record.job.economy and not record.over and (record.batched or not record.sorted):
+                    for record in list(self.board.jobs.values()):
+                        if record.job.economy and not record.over and (record.batched or self._may_sort(record)):
                             self._begin(record)
+                    self.holdings.tidy(self.board.jobs)
                     try:
                         async with asyncio.timeout(_LOOK):
                             await self._wake.wait()
@@ -92,6 +97,13 @@ class Economist:
                 task.cancel()
             await asyncio.gather(*self._tending.values(), return_exceptions=True)
 
+    def _may_sort(self, record: JobRecord) -> bool:
+        """Whether a job is to be sorted now: as long as it has no place among those of its tenant, it waits."""
+        if record.sorted or record.job.state != QUEUED:
+            return not record.sorted
+        waiting = [each for each in self.board.jobs.values() if each.tenant == record.tenant and each.waits]
+        return record.job_id in self.places.admitted(record.tenant, waiting)
+
     def _begin(self, record: JobRecord) -> None:
         """Each job by itself: a provider that takes its time holds up nobody else's."""
         if record.job_id not in self._tending:
@@ -99,10 +111,12 @@ class Economist:
             task.add_done_callback(lambda _: self._tending.pop(record.job_id))
 
     async def _tend_safely(self, record: JobRecord) -> None:
+        batched = Batched(self.streams, record)
         try:
-            await self._tend(Batched(self.streams, record))
+            await self._tend(batched)
         except Superseded:
             log.debug("the batches of job %s are followed by another gateway", record.job_id)
+            self.holdings.leave(batched)
         except NoBackend as error:
             log.debug("the batches of job %s wait: %s", record.job_id, error.message)
         except MaestroError as error:
@@ -113,11 +127,19 @@ class Economist:
 
     async def _tend(self, batched: Batched) -> None:
         """One step of each batch of a job, as long as this gateway holds the lease."""
+        record = batched.record
+        if record.job.state == QUEUED and not record.sorted:
+            started = await self.places.start(record)
+            if started is None:
+                return
+            batched.record = started
         await batched.load()
         economy, now = batched.economy, time.time()
         mine = economy.owner == self.name
-        if not mine and economy.until > now:
-            return
+        if not mine:
+            self.holdings.leave(batched)
+            if economy.until > now:
+                return
         if not mine or economy.until < now + self.lease / 2:
             economy.owner, economy.until = self.name, now + self.lease
             await batched.store()
@@ -149,6 +171,7 @@ class Economist:
         stop = record.job.state == CANCELLING or time.time() >= record.deadline
         for held in batched.economy.bundles:
             if held.state != OVER:
+                await self.holdings.keep(batched, held)
                 await self._advance(batched, held, stop=stop)
         await self._tell(batched)
 
@@ -157,7 +180,7 @@ class Economist:
         economy = batched.economy
         if not economy.planned:
             waits = batched.record.job.state in {QUEUED, RUNNING}
-            economy.bundles = await self._plan(batched.record) if waits else []
+            economy.bundles = await self._plan(batched) if waits else []
             economy.planned = True
             await batched.store()
         for held in economy.bundles:
@@ -166,7 +189,8 @@ class Economist:
                 await batched.take(index)
         await self._tell(batched)
 
-    async def _plan(self, record: JobRecord) -> list[Bundle]:
+    async def _plan(self, batched: Batched) -> list[Bundle]:
+        record = batched.record
         found: list[tuple[int, int, Backend]] = []
         costs: dict[int, int] = {}
         after = 0
@@ -174,14 +198,20 @@ class Economist:
             after = page[-1].sequence
             for stored in page:
                 index = int(stored.subject.rpartition(".")[2])
-                data = await self.streams.unpack(record.job_id, f"in.{index}", stored.data, stored.headers)
+                try:
+                    data = await self.streams.unpack(record.job_id, f"in.{index}", stored.data, stored.headers)
+                except LookupError:
+                    continue  # as usual, it fails with that
                 item = BatchItem.FromString(data)
                 backend = fits(item, self.mesh, record.tenant)
                 if backend is not None:
-                    found.append((index, len(data), backend))
-                    costs[index] = most_cost(self.mesh, item, record.tenant)
+                    cost = most_cost(self.mesh, item, record.tenant)
+                    if await self.holdings.take(record, index, item):
+                        found.append((index, len(data), backend))
+                        costs[index] = cost
         if record.max_cost is not None:
             leaves = await Purses(self.streams).take_all(record, costs)
+            self.holdings.give_back(record, [index for index, leave in leaves.items() if leave is not Leave.GIVEN])
             found = [each for each in found if leaves[each[0]] is Leave.GIVEN]
         return bundle(record.job_id, found)
 
@@ -317,6 +347,8 @@ class Economist:
         """Ends a batch; the items that are left, or all, go back to the queue, from which they run or are swept."""
         back = sorted(held.indices if left is None else left)
         await Purses(self.streams).settle_all(batched.record, dict.fromkeys(back, 0))
+        self.holdings.give_back(batched.record, back)
+        self.holdings.forget(batched.record, held.indices)
         for index in back:
             heed_cancellation()
             await batched.give_back(index)

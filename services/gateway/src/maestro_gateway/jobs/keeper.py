@@ -19,15 +19,16 @@ from maestro.event.v1 import event_pb2 as events
 from maestro.job.v1.job_pb2 import JobState
 from maestro.llm.v1.batch_pb2 import BatchItem
 from maestro_gateway.endings import failure_of
+from maestro_gateway.jobs.asides import Asides
 from maestro_gateway.jobs.outcome import CANCELLED as ITEM_CANCELLED
 from maestro_gateway.jobs.outcome import FAILED as ITEM_FAILED
-from maestro_gateway.jobs.outcome import Note, detail_of, result_of, totals_from
+from maestro_gateway.jobs.outcome import Note, detail_of, out_of_time, result_of, totals_from
 from maestro_gateway.jobs.output import Output
 from maestro_gateway.jobs.record import CANCELLED, CANCELLING, COMPLETED, FAILED, QUEUED, JobRecord
+from maestro_gateway.jobs.results import store_result
 from maestro_gateway.jobs.states import Board, States, subject_of
 from maestro_gateway.jobs.streams import ITEMS, PARTS, RESULTS, STATES, Stored, Streams, Superseded
 from maestro_gateway.jobs.totals import add, count, split
-from maestro_gateway.jobs.worker import out_of_time, store_result
 from maestro_sdk.errors import Cancelled, Internal, MaestroError, NoBackend
 from maestro_sdk.service.bus import heed_cancellation
 from maestro_sdk.service.events import new_event
@@ -58,13 +59,24 @@ class Keeper:
     board: Board
     output: Output | None
     lease: float
+    asides: Asides
     loss: float = _LOST
     _missing: dict[str, float] = field(default_factory=dict[str, float])
     """Since when a job seems to have lost items."""
+    _writing: dict[str, asyncio.Task[str]] = field(default_factory=dict[str, "asyncio.Task[str]"])
+    """The output files that are being written, by job."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Keeps books until cancelled."""
+        try:
+            await self._go_on()
+        finally:
+            for task in self._writing.values():
+                task.cancel()
+            await asyncio.gather(*self._writing.values(), return_exceptions=True)
+
+    async def _go_on(self) -> None:
         with self.board.telling(self._wake.set):
             while True:
                 heed_cancellation()
@@ -102,8 +114,10 @@ class Keeper:
     async def _tend(self, record: JobRecord, now: float) -> None:
         """One turn: what is new is summed up, and what is due is told."""
         mine = record.owner == self.name and record.until > now
-        if not mine and record.owner and record.until > now:
-            return
+        if not mine:
+            self.asides.forget(record.job_id)
+            if record.owner and record.until > now:
+                return
         if not mine or record.until < now + self.lease / 2:
             record.owner, record.until = self.name, now + self.lease
             await self._replace(record)
@@ -130,13 +144,16 @@ class Keeper:
             count(progress, stored.headers["Maestro-State"])
             add(record.job.usage, totals_from(stored.headers["Maestro-Totals"]))
             record.folded = stored.sequence
-        before = progress.running
-        split(progress, (await self.streams.under_way(record.job_id))[0] + record.batched)
+        before = progress.running, record.aside
+        running, queued = await self.streams.under_way(record.job_id)
+        hidden = progress.total - record.ended - record.batched - running - queued
+        record.aside = await self.asides.release(record) if hidden > 0 else 0
+        split(progress, running + record.batched)
         now = time.time()
         due = record.ended > record.told_count and now >= record.told_at + _EVERY
         if due:
             record.told_at, record.told_count = now, record.ended
-        if found or due or before != progress.running:
+        if found or due or before != (progress.running, record.aside):
             await self._replace(record)
         if due and record.ended < progress.total and time.time() < record.until:
             payload = events.JobProgress(job_id=record.job_id, progress=progress)
@@ -163,7 +180,15 @@ class Keeper:
         job = record.job
         state = CANCELLED if job.state == CANCELLING else COMPLETED
         if job.input_file_id and self.output is not None:
-            job.output_file_id = await self.output.write(record)
+            # Beside the books of all other jobs: it may take long.
+            writing = self._writing.get(job.job_id)
+            if writing is None:
+                writing = self._writing[job.job_id] = asyncio.create_task(self.output.write(record.copy()))
+                writing.add_done_callback(lambda _: self._wake.set())
+            if not writing.done():
+                return
+            del self._writing[job.job_id]
+            job.output_file_id = writing.result()
         await self._close(record, state)
 
     async def _close(self, record: JobRecord, state: JobState.ValueType) -> None:
@@ -181,6 +206,8 @@ class Keeper:
         await self.streams.drop_queue(record.job_id)
         await self.states.tidy(record)
         await self.streams.purge(PARTS, f"maestro.jobs.parts.{record.job_id}.in.>")
+        await self.streams.purge(PARTS, f"maestro.jobs.parts.{record.job_id}.aside.*")
+        self.asides.forget(record.job_id)
         record.cleared = True
         await self._replace(record)
         self._missing.pop(record.job_id, None)
@@ -189,6 +216,7 @@ class Keeper:
         """Gives the items that still wait their results: they are not run any more."""
         cancelled = record.job.state == CANCELLING
         error = Cancelled("the job was cancelled") if cancelled else out_of_time(record)
+        record.aside = await self.asides.release(record, all_of_them=True)
         notes = await self._notes(record)
         for stored in await self.streams.read(ITEMS, f"maestro.jobs.items.{record.job_id}.*", 0, most=_SWEPT):
             heed_cancellation()
@@ -214,10 +242,10 @@ class Keeper:
 
     async def _look_for_loss(self, record: JobRecord, now: float) -> None:
         """Fails a job whose items are gone without results: else it would be under way for ever."""
-        waits = record.job.economy and not record.sorted
         if (
-            waits
+            not record.runs
             or record.batched
+            or record.aside
             or record.job.progress.running
             or await self.streams.read(ITEMS, f"maestro.jobs.items.{record.job_id}.*", 0, most=1)
         ):

@@ -15,6 +15,7 @@ from maestro.job.v1 import job_pb2 as pb
 from maestro.llm.v1.batch_pb2 import BatchItemResult
 from maestro.llm.v1.error_pb2 import ErrorDetail
 from maestro.usage.v1.usage_pb2 import UsageTotals
+from maestro_gateway.jobs.record import JobRecord
 from maestro_gateway.jobs.totals import add, totals_of
 from maestro_sdk.errors import (
     Cancelled,
@@ -22,8 +23,10 @@ from maestro_sdk.errors import (
     Internal,
     MaestroError,
     NoBackend,
+    RateLimited,
     TenantConcurrency,
     TenantRateLimited,
+    Timeout,
     to_detail,
 )
 from maestro_sdk.mesh.spend import sum_costs, sum_usages
@@ -67,6 +70,8 @@ def next_step(
             return Again(patience, counted=False)
         case NoBackend() if not reached:
             return Again(patience, counted=False)
+        case RateLimited() if not reached and error.retryable:
+            return Again(patience, counted=False)  # the mesh's own limit at a provider
         case Conflict() if reached and runs < max_runs:
             # What stands under the key of this run can't be taken up. The next run has another key.
             return Again(_FIRST_WAIT, counted=True)
@@ -77,16 +82,25 @@ def next_step(
             return None
 
 
+def keeps_place(error: MaestroError) -> bool:
+    """Whether an item that waits after an error keeps its place.
+
+    What throttles a tenant throttles each of its items: the next one in that place would only be refused as well.
+    """
+    return isinstance(error, TenantRateLimited | TenantConcurrency)
+
+
 @dataclass(slots=True)
 class Note:
     """What earlier runs of an item came to. `handed` is the number of times that it had been handed out by then.
 
-    `waits` are those since its last run.
+    `waits` are those since its last run; until `due`, in Unix time, the item lies aside.
     """
 
     runs: int = 0
     handed: int = 0
     waits: int = 0
+    due: float = 0.0
     spent: BatchItemResult = field(default_factory=BatchItemResult)
     totals: UsageTotals = field(default_factory=UsageTotals)
 
@@ -114,6 +128,7 @@ class Note:
                 "runs": self.runs,
                 "handed": self.handed,
                 "waits": self.waits,
+                "due": self.due,
                 "spent": base64.b64encode(self.spent.SerializeToString()).decode(),
                 "totals": totals_text(self.totals),
             }
@@ -124,7 +139,8 @@ class Note:
         """What was stored."""
         found: Any = orjson.loads(data)
         spent = BatchItemResult.FromString(base64.b64decode(found["spent"]))
-        return cls(found["runs"], found["handed"], found["waits"], spent, totals_from(found["totals"]))
+        totals, due = totals_from(found["totals"]), found.get("due", 0.0)
+        return cls(found["runs"], found["handed"], found["waits"], due, spent, totals)
 
 
 def result_of(
@@ -155,6 +171,12 @@ def incomplete(error: LookupError) -> MaestroError:
 def cancelled() -> MaestroError:
     """The error of an item whose job was cancelled."""
     return Cancelled("the job was cancelled")
+
+
+def out_of_time(record: JobRecord) -> MaestroError:
+    """The error of items that were not reached in time."""
+    span = record.deadline - record.job.create_time.ToNanoseconds() / 1e9
+    return Timeout(f"the job's timeout of {span:g} s is over", counts_against_health=False)
 
 
 def totals_text(totals: UsageTotals) -> str:

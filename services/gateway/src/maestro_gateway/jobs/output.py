@@ -1,4 +1,4 @@
-"""The results of a job, read as they are stored, and written into a file when its input was one."""
+"""The results of a job, written into a file when its input was one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 from google.protobuf import json_format
 
-from maestro.job.v1.job_pb2 import JobResult
 from maestro.llm.v1.file_pb2 import FilePurpose
 from maestro_gateway.jobs.files import JobFiles
 from maestro_gateway.jobs.record import JobRecord
-from maestro_gateway.jobs.streams import RESULTS, Streams
+from maestro_gateway.jobs.results import read_results
+from maestro_gateway.jobs.streams import Streams
 
 
 class Output:
@@ -40,16 +40,3 @@ class Output:
         async for _, result in read_results(self._streams, record.job_id, 0):
             text = json_format.MessageToJson(result.item, preserving_proto_field_name=True, indent=None)
             yield text.encode() + b"\n"
-
-
-async def read_results(
-    streams: Streams, job_id: str, after: int, *, size: int = 4 * 2**20
-) -> AsyncIterator[tuple[int, JobResult]]:
-    """The results of a job behind a place, each with its own, in the order in which items ended."""
-    subject = f"maestro.jobs.results.{job_id}.*"
-    while found := await streams.read(RESULTS, subject, after, size=size):
-        for stored in found:
-            index = stored.subject.rpartition(".")[2]
-            data = await streams.unpack(job_id, f"out.{index}", stored.data, stored.headers)
-            yield stored.sequence, JobResult.FromString(data)
-        after = found[-1].sequence

@@ -90,6 +90,8 @@ class JobRecord:
     """Whether the items of a job that asks for economy were looked through: before, none runs."""
     batched: int = 0
     """Items that are in batches of providers."""
+    aside: int = 0
+    """Items that wait to be tried again, out of the queue."""
     revision: int = 0
 
     @property
@@ -111,6 +113,16 @@ class JobRecord:
     def active(self) -> bool:
         """Whether something is to be done for it."""
         return not (self.over and self.cleared)
+
+    @property
+    def waits(self) -> bool:
+        """Whether items of it are left to run."""
+        return self.job.state in {QUEUED, RUNNING} and self.ended < self.job.progress.total
+
+    @property
+    def runs(self) -> bool:
+        """Whether its queue may be asked: one that asks for economy has to be sorted before."""
+        return self.sorted or not self.job.economy
 
     @property
     def deadline(self) -> float:
@@ -163,7 +175,8 @@ class JobRecord:
                 CallerMessage.FromString(base64.b64decode(found["caller"])),
             )
             job = pb.Job.FromString(base64.b64decode(found["job"]))
-            plain: dict[str, Any] = {name: found[name] for name in _PLAIN} | {"told": tuple(found["told"])}
+            plain: dict[str, Any] = {name: found[name] for name in _PLAIN if name not in _LATER or name in found}
+            plain["told"] = tuple(found["told"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"no job: {error!r}") from None
         return cls(job=job, creator=creator, revision=revision, **plain)
@@ -190,7 +203,10 @@ _PLAIN = (
     "cleared",
     "sorted",
     "batched",
+    "aside",
 )
+_LATER = frozenset({"aside"})
+"""What records of before do not have."""
 
 
 def _text(data: bytes) -> str:

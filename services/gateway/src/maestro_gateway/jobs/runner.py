@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from maestro.llm.v1.batch_pb2 import BatchItem
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
+from maestro_gateway.account import Account
 from maestro_gateway.chats import Chat
 from maestro_gateway.embedding_service import embed
 from maestro_gateway.identity import Caller, enter, enter_caller
@@ -28,6 +29,7 @@ class Run:
     error: MaestroError | None = None
     trail: Trail | None = None
     chat: Chat | None = None
+    account: Account | None = None
     key: str = ""
 
     @property
@@ -37,18 +39,20 @@ class Run:
 
     def hand_over(self, mesh: Mesh) -> None:
         """What is cancelled from now on goes on elsewhere, where it is accounted for: its call stays at the adapter."""
+        mesh.backends.standing.let_stand(self.key)
         if self.chat is not None:
-            mesh.backends.standing.let_stand(self.key)
             self.chat.hand_over()
+        if self.account is not None:
+            self.account.handed_over = True
 
     @property
     def reached(self) -> bool:
         """Whether a backend was called."""
         return self.trail is not None and bool(self.trail.attempts)
 
-    def see(self, trail: Trail) -> None:
-        """Takes note of what tells what happens."""
-        self.trail = trail
+    def see(self, account: Account) -> None:
+        """Takes note of the account of a run that embeds."""
+        self.account, self.trail = account, account.trail
 
 
 async def run_item(mesh: Mesh, record: JobRecord, index: int, item: BatchItem, number: int, run: Run) -> None:

@@ -19,20 +19,23 @@ from maestro.llm.v1.file_pb2 import FilePurpose
 from maestro_gateway.audit.acts import Acts
 from maestro_gateway.identity import admitted, current_caller
 from maestro_gateway.jobs.files import JobFiles
-from maestro_gateway.jobs.intake import Place, check, digest_of, entries_of, in_list, read_lines
-from maestro_gateway.jobs.output import read_results
+from maestro_gateway.jobs.intake import Place, check, digest_of, entries_of, in_list
+from maestro_gateway.jobs.lines import count_lines, read_lines
+from maestro_gateway.jobs.places import Places
 from maestro_gateway.jobs.record import CANCELLING, QUEUED, Creator, JobRecord
+from maestro_gateway.jobs.results import read_results
 from maestro_gateway.jobs.states import Board, States, place_of
 from maestro_gateway.jobs.streams import Streams, Superseded
 from maestro_gateway.jobs.worker import most_parallel
 from maestro_gateway.mesh import Mesh
-from maestro_sdk.errors import Conflict, InvalidRequest, TenantConcurrency, TooLarge, Unimplemented
+from maestro_sdk.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unimplemented, Violation
 from maestro_sdk.service.bus import heed_cancellation
 from maestro_sdk.service.jobs import JobsConfig
 
 _DAY = 86400.0
 _MOST_TIMEOUT, _MOST_KEEP = 30 * _DAY, 365 * _DAY
 _RUNS = 3
+_MOST_USD, _LONGEST_AMOUNT = 1_000_000_000, 32
 _PAGE = 100
 _PAGE_SIZE = 2 * 2**20
 """Bytes of results in one message, about; one that is larger comes alone."""
@@ -49,6 +52,7 @@ class JobService(JobServiceServicer):
         streams: Streams,
         states: States,
         board: Board,
+        places: Places,
         config: JobsConfig,
         files: JobFiles | None,
         acts: Acts | None = None,
@@ -59,6 +63,7 @@ class JobService(JobServiceServicer):
         self._streams = streams
         self._states = states
         self._board = board
+        self._places = places
         self._config = config
         self._files = files
 
@@ -75,7 +80,7 @@ class JobService(JobServiceServicer):
             raise TooLarge(f"the job has {len(items)} items, more than the {self._config.most_items} that are allowed")
         record = _record(request, job_id, creator, digest, len(items), self._config)
         await check(items, place, self._mesh, creator.tenant)
-        self._refuse_too_many(creator.tenant)
+        await self._places.enter(creator.tenant, job_id, self._config.most)
         try:
             await self._states.create(record)
         except Superseded:
@@ -186,9 +191,15 @@ class JobService(JobServiceServicer):
             return request.items, in_list
         if self._files is None:
             raise Unimplemented("this gateway keeps no files; send `items`")
-        file, data = await self._files.open(tenant, request.input_file_id)
+        try:
+            file, data = await self._files.open(tenant, request.input_file_id)
+        except NotFound as error:
+            missing = Violation("input_file_id", error.message)
+            raise NotFound(f"input_file_id: {error.message}", violations=[missing], failover=False) from None
         if file.purpose != FilePurpose.FILE_PURPOSE_JOB_INPUT:
             raise InvalidRequest.at("input_file_id", f"{file.file_id} was not uploaded with purpose JOB_INPUT")
+        await count_lines(data, self._config.most_items)
+        _, data = await self._files.open(tenant, request.input_file_id)
         items, numbers = await read_lines(data, self._config.most_items)
         return items, lambda index: f"line {numbers[index]}"
 
@@ -221,14 +232,6 @@ class JobService(JobServiceServicer):
             raise Conflict(f"the job {record.job_id} was deleted meanwhile; try again")
         return found
 
-    def _refuse_too_many(self, tenant: str) -> None:
-        unfinished = sum(record.tenant == tenant and not record.over for record in self._board.jobs.values())
-        if unfinished >= self._config.most:
-            raise TenantConcurrency(
-                f"tenant {tenant} has {unfinished} jobs that are not over, and no more are allowed at once; wait for "
-                "one to end, or cancel one"
-            )
-
 
 def _record(
     request: pb.CreateJobRequest, job_id: str, creator: Creator, digest: str, total: int, config: JobsConfig
@@ -256,9 +259,18 @@ def _record(
         digest=digest,
         max_parallel=request.max_parallel,
         max_runs=request.max_runs if request.HasField("max_runs") else _RUNS,
-        max_cost=int(Decimal(request.max_cost_usd) * 10**9) if request.max_cost_usd else None,
+        max_cost=_nano(request.max_cost_usd),
         keep=keep,
     )
+
+
+def _nano(usd: str) -> int | None:
+    """A bound on cost in nano-dollars; None for none."""
+    if not usd:
+        return None
+    if len(usd) > _LONGEST_AMOUNT or Decimal(usd) > _MOST_USD:
+        raise InvalidRequest.at("max_cost_usd", f"is more than the {_MOST_USD} US dollars that a job may cost")
+    return int(Decimal(usd) * 10**9)
 
 
 def _seconds(

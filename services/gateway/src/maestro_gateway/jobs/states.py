@@ -81,6 +81,11 @@ class States:
         found = [record async for record in self._all(f"$KV.{BUCKET}.{tenant}.*", 0) if not _expired(record)]
         return sorted((record for record in found if record.ready), key=place_of, reverse=True)
 
+    async def all_of_tenant(self, tenant: str) -> AsyncIterator[JobRecord]:
+        """The records of a tenant, those of jobs that are still being made, too."""
+        async for record in self._all(f"$KV.{BUCKET}.{tenant}.*", 0):
+            yield record
+
     async def since(self, revision: int) -> AsyncIterator[JobRecord]:
         """The records of all tenants that were changed after a revision."""
         async for record in self._all(f"$KV.{BUCKET}.*.*", revision):

@@ -4,10 +4,13 @@
 |-----------------------|------------------------------------------------|------------------------------------|
 | `MAESTRO_JOBS`        | `maestro.jobs.items.JOB.INDEX`                 | a queue: items without a result    |
 | `KV_MAESTRO_JOBS`     | `$KV.MAESTRO_JOBS.TENANT.JOB`                  | a bucket: the state of each job    |
+|                       | `$KV.MAESTRO_JOBS.TENANT`                      | the places of its jobs             |
 |                       | `$KV.MAESTRO_JOBS.TENANT.JOB.INDEX`            | what earlier runs of an item were  |
 |                       | `$KV.MAESTRO_JOBS.TENANT.JOB.cost`             | what a job with a bound has spent  |
 | `MAESTRO_JOB_RESULTS` | `maestro.jobs.results.JOB.INDEX`               | one result of each item            |
 | `MAESTRO_JOB_PARTS`   | `maestro.jobs.parts.JOB.in|out.INDEX.PACKET.N` | pieces of large items and results  |
+|                       | `maestro.jobs.parts.JOB.aside.INDEX`           | items that wait to be tried again  |
+|                       | `maestro.jobs.parts.JOB.economy.INDEX`         | items that are in a batch          |
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from maestro.job.v1 import job_pb2 as pb
 from maestro.llm.v1.batch_pb2 import BatchItem
 from maestro.llm.v1.chat_pb2 import ChatResponse
 from maestro.llm.v1.embedding_pb2 import EmbedResponse
+from maestro_gateway.jobs.asides import AGAIN, MOST, Asides
 from maestro_gateway.jobs.outcome import (
     CANCELLED,
     FAILED,
@@ -25,18 +26,21 @@ from maestro_gateway.jobs.outcome import (
     Note,
     cancelled,
     incomplete,
+    keeps_place,
     next_step,
+    out_of_time,
     result_of,
-    totals_text,
 )
+from maestro_gateway.jobs.places import Places, created
 from maestro_gateway.jobs.purse import Leave, Purses, most_cost, nano_of
-from maestro_gateway.jobs.record import CANCELLING, QUEUED, RUNNING, JobRecord
+from maestro_gateway.jobs.record import CANCELLING, QUEUED, JobRecord
+from maestro_gateway.jobs.results import result_subject, store_result
 from maestro_gateway.jobs.runner import Run, run_item
-from maestro_gateway.jobs.schedule import Queue, admitted_jobs, allot
+from maestro_gateway.jobs.schedule import Queue, allot
 from maestro_gateway.jobs.states import Board, States, subject_of
-from maestro_gateway.jobs.streams import RESULTS, STATES, Streams, Superseded
+from maestro_gateway.jobs.streams import RESULTS, STATES, Streams
 from maestro_gateway.mesh import Mesh
-from maestro_sdk.errors import BudgetExhausted, Internal, MaestroError, NoBackend, Timeout
+from maestro_sdk.errors import BudgetExhausted, Internal, NoBackend
 from maestro_sdk.service.bus import heed_cancellation
 from maestro_sdk.service.jobs import JobsConfig
 
@@ -69,14 +73,15 @@ class _Held:
 
 @dataclass(slots=True)
 class Worker:
-    """Runs items while `run` runs. `most_jobs` gives the jobs of a tenant that may be under way at a time."""
+    """Runs items while `run` runs."""
 
     mesh: Mesh
     streams: Streams
     states: States
     board: Board
+    places: Places
+    asides: Asides
     config: JobsConfig
-    most_jobs: Callable[[str], int | None]
     _held: dict[tuple[str, int], _Held] = field(default_factory=dict[tuple[str, int], _Held])
     _asked: Counter[str] = field(default_factory=Counter[str])
     """Places that are asked for, by job."""
@@ -133,21 +138,19 @@ class Worker:
         self._dry = {job_id: until for job_id, until in self._dry.items() if until > now}
         unfinished: dict[str, list[JobRecord]] = {}
         for record in self.board.jobs.values():
-            waits = record.job.economy and not record.sorted
-            if record.job.state in {QUEUED, RUNNING} and record.ended < record.job.progress.total and not waits:
+            if record.waits:
                 unfinished.setdefault(record.tenant, []).append(record)
         for tenant, records in unfinished.items():
-            told = [(each.job_id, each.job.state == RUNNING, each.job.priority, _created(each)) for each in records]
-            admitted = admitted_jobs(told, self.most_jobs(tenant))
+            admitted = self.places.admitted(tenant, records)
             # A place that comes free while a queue is asked is not for a job below it: it may have an item for it.
             least = max((each.job.priority for each in records if self._asked[each.job_id]), default=0)
             for record in records:
                 job = record.job
                 # One question at a time: its answer tells how many there are.
                 idle = job.job_id not in self._dry and not self._asked[job.job_id]
-                if job.job_id in admitted and idle and job.priority >= least:
+                if record.runs and job.job_id in admitted and idle and job.priority >= least:
                     most = most_parallel(record, self.config)
-                    yield Queue(job.job_id, tenant, job.priority, _created(record), here[job.job_id], most)
+                    yield Queue(job.job_id, tenant, job.priority, created(record), here[job.job_id], most)
 
     def _stop_cancelled(self) -> None:
         """Stops the items of jobs that were cancelled."""
@@ -173,6 +176,8 @@ class Worker:
         """Asks for items of a job, and begins them."""
         job_id, found = record.job_id, 0
         try:
+            if record.job.state == QUEUED and (await self.places.start(record)) is None:
+                return  # other gateways were faster with other jobs of the tenant
             async for message in self.streams.pull(job_id, count, _PULL):
                 found += 1
                 self._asked[job_id] -= 1
@@ -221,7 +226,8 @@ class Worker:
         record, index = held.record, held.index
         handed = int(held.message.metadata.num_delivered)
         # An item that was in a batch of a provider may have a note at once.
-        note = await self._note(record, index) if handed > 1 or record.job.economy else Note()
+        noted = handed > 1 or record.job.economy or AGAIN in (held.message.headers or {})
+        note = await self._note(record, index) if noted else Note()
         if handed > 1 and note.handed + 1 != handed:
             await asyncio.sleep(_SETTLE)
         if await self.streams.get(RESULTS, result_subject(record, index)) is not None:
@@ -235,7 +241,7 @@ class Worker:
             await self._end(held, result_of(index, str(index), note, FAILED, incomplete(error)), note)
             return
         item = BatchItem.FromString(packed)
-        record = held.record = await self._started(record)
+        record = held.record = self.board.jobs.get(record.job_id) or record
         if record.over:
             await self.streams.acknowledge(held.message)
         elif record.job.state == CANCELLING or held.stopped:
@@ -286,7 +292,11 @@ class Worker:
         note.count(run.trail, failed=True)
         left = record.deadline - time.time()
         if step is not None and left > 0:
-            await self._give_back(held, note, handed, min(step.delay, left))
+            delay = min(step.delay, left)
+            if keeps_place(error) or record.aside >= MOST:
+                await self._give_back(held, note, handed, delay)
+            else:
+                await self._put_aside(held, note, delay)
             return
         error = error if left > 0 else out_of_time(record)
         await self._end(held, result_of(index, item_id, note, FAILED, error), note)
@@ -305,26 +315,16 @@ class Worker:
             log.error("item %d of job %s broke", held.index, held.record.job_id, exc_info=error)
             run.error = Internal("internal error; the log of the gateway tells more")
 
-    async def _started(self, record: JobRecord) -> JobRecord:
-        """The record as it is now: under way, if it only waited."""
-        current = self.board.jobs.get(record.job_id) or record
-        if current.job.state != QUEUED:
-            return current
-
-        def start(found: JobRecord) -> bool:
-            if found.job.state != QUEUED:
-                return False
-            found.job.state = RUNNING
-            found.job.start_time.FromNanoseconds(time.time_ns())
-            return True
-
-        current = await self.states.change(record.tenant, record.job_id, start)
-        self.board.adopt(current)
-        return current
-
     async def _note(self, record: JobRecord, index: int) -> Note:
         found = await self.streams.get(STATES, f"{subject_of(record.tenant, record.job_id)}.{index}")
         return Note() if found is None else Note.decode(found.data)
+
+    async def _put_aside(self, held: _Held, note: Note, delay: float) -> None:
+        """Lets an item wait without holding a place of its job. Waits for NATS, should it be away."""
+        await self.streams.secure()
+        due = time.time() + delay
+        await self._store(lambda: self.asides.put(held.record, held.index, held.message, note, due))
+        await self.streams.acknowledge(held.message)
 
     async def _give_back(self, held: _Held, note: Note, handed: int, delay: float) -> None:
         """Lets an item wait; what it came to so far is kept. Waits for NATS, should it be away."""
@@ -358,32 +358,9 @@ class Worker:
                 await self.streams.hold(held.message)
 
 
-async def store_result(streams: Streams, record: JobRecord, result: pb.JobResult, note: Note) -> None:
-    """Stores a result, unless the item has one."""
-    # An item that has a result is not run again, so the ledger has to know of its runs by then.
-    await streams.secure()
-    data, headers = await streams.pack(record.job_id, f"out.{result.index}", result.SerializeToString())
-    headers |= {"Maestro-State": pb.JobItemState.Name(result.state), "Maestro-Totals": totals_text(note.totals)}
-    try:
-        await streams.put(result_subject(record, result.index), data, expect=0, headers=headers)
-    except Superseded:
-        log.debug("item %d of job %s has a result already", result.index, record.job_id)
-
-
-def result_subject(record: JobRecord, index: int) -> str:
-    """Where the result of an item lies."""
-    return f"maestro.jobs.results.{record.job_id}.{index}"
-
-
 def most_parallel(record: JobRecord, config: JobsConfig) -> int:
     """Items of a job that may be under way in the mesh at a time."""
     return min(record.max_parallel or config.per_tenant, config.per_tenant)
-
-
-def out_of_time(record: JobRecord) -> MaestroError:
-    """The error of items that were not reached in time."""
-    span = record.deadline - _created(record)
-    return Timeout(f"the job's timeout of {span:g} s is over", counts_against_health=False)
 
 
 def _answer(result: pb.JobResult, answer: ChatResponse | EmbedResponse) -> None:
@@ -394,7 +371,3 @@ def _answer(result: pb.JobResult, answer: ChatResponse | EmbedResponse) -> None:
                 result.item.cost.CopyFrom(answer.cost)
         case EmbedResponse():
             result.item.embed.CopyFrom(answer)
-
-
-def _created(record: JobRecord) -> float:
-    return record.job.create_time.ToNanoseconds() / 1e9

@@ -1,0 +1,118 @@
+"""Kills the processes of a mesh at random points, and reads what its events tell."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from maestro.event.v1.event_pb2 import Event, RequestCompleted, RequestFailed
+from maestro.job.v1 import job_pb2 as pb
+from maestro_sdk.cli.restarts import Restarts
+from maestro_sdk.testing.chaos.provider import Call
+from maestro_sdk.testing.mesh import MeshProcess
+
+from .conftest import LONG
+
+VICTIMS = (("gateway", "gateway-2"), ("nats",), ("adapter-openai",), ("gateway",), ("gateway-2",))
+"""What dies together: all gateways, and each kind of process alone."""
+FEW = (("gateway", "gateway-2"), ("nats", "adapter-openai"))
+"""What dies in a short run: a process of each kind, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A process that was killed, and when, in Unix time."""
+
+    name: str
+    at: float
+
+
+class Lives:
+    """How long processes lived: the supervisor gives up one that dies soon after its start again and again."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, float] = {}
+        self._short: dict[str, int] = {}
+
+    def begin(self, name: str) -> None:
+        """A process was started again."""
+        self._begun[name] = time.monotonic()
+
+    async def leave_alone(self, name: str, done: asyncio.Event) -> None:
+        """Waits until a process may be killed once more, or until `done`."""
+        settled = self._begun.get(name, 0.0) + Restarts().settled + 1.0
+        if self._short.get(name, 0) < Restarts().most - 2 or time.monotonic() >= settled:
+            self._short[name] = 0 if time.monotonic() >= settled else self._short.get(name, 0) + 1
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settled - time.monotonic()):
+                await done.wait()
+        self._short[name] = 0
+
+
+async def kill_at_random(mesh: MeshProcess, done: asyncio.Event, dice: random.Random) -> list[Strike]:
+    """Kills each group of victims in turn until `done`, a long run's again and again; what was killed."""
+    killed: list[Strike] = []
+    lives = Lives()
+    groups = VICTIMS if LONG else FEW
+    rounds = itertools.count() if LONG else range(1)
+    for group in itertools.chain.from_iterable(dice.sample(groups, len(groups)) for _ in rounds):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(dice.uniform(0.1, 0.4)):
+                await done.wait()
+                return killed
+        for name in group:
+            await lives.leave_alone(name, done)
+        if done.is_set():
+            break
+        members = [mesh.kill(name) for name in group]
+        killed += [Strike(name, time.time()) for name in group]
+        for member in members:
+            await mesh.wait_restarted(member, timeout=60)
+            lives.begin(member.name)
+    return killed
+
+
+def progress_falls(events: Sequence[Event]) -> list[pb.JobProgress]:
+    """The progress that is behind an earlier one."""
+    told = [event.job_progress.progress for event in events if event.kind == "job.progress"]
+    highest, found = (0, 0, 0), list[pb.JobProgress]()
+    for each in told:
+        counts = (each.succeeded, each.failed, each.cancelled)
+        if any(now < before for now, before in zip(counts, highest, strict=True)):
+            found.append(each)
+        highest = counts
+    return found
+
+
+def job_of(event: Event) -> str:
+    """The job that an event tells of; empty for none."""
+    field = event.WhichOneof("payload")
+    return getattr(getattr(event, field), "job_id", "") if field else ""
+
+
+def end_of(event: Event) -> RequestCompleted | RequestFailed | None:
+    """What an event tells of the end of a request."""
+    match event.WhichOneof("payload"):
+        case "request_completed":
+            return event.request_completed
+        case "request_failed":
+            return event.request_failed
+        case _:
+            return None
+
+
+def fell(killed: Sequence[Strike], name: str, first: Call, second: Call) -> bool:
+    """Whether a process of that name was killed between two calls."""
+    return fell_between(killed, name, first.at, second.at)
+
+
+def fell_between(killed: Sequence[Strike], name: str, first: float, second: float) -> bool:
+    """Whether a process of that name was killed between two moments of calls, in Unix time."""
+    # A call may arrive a moment after the end of whoever asked for it.
+    return any(strike.name.startswith(name) and first - 1.0 < strike.at < second for strike in killed)
