@@ -11,9 +11,9 @@ import nats
 import pytest
 
 from maestro.gateway.v1.journal_pb2 import StreamRecord
-from maestro_gateway.resume.journal import subject_of
+from maestro_gateway.resume.journal import STREAM, subject_of
 from maestro_gateway.resume.orphans import Orphans
-from maestro_sdk.errors import InvalidRequest
+from maestro_sdk.errors import InvalidRequest, NotFound
 from maestro_sdk.testing.scripted import answer
 
 from .posts import Stage, SteppedProvider, read, staged, text_of, until
@@ -84,3 +84,37 @@ async def test_a_stream_whose_gateway_died_before_its_first_word_is_asked_for_on
     stage.provider.permit(1000)
     assert text_of(await reading) == WHOLE
     assert len(stage.provider.requests) == 1
+
+
+async def test_tool_calls_are_taken_over_whole(stage: Stage):
+    """Arguments that were cut by the death of a gateway are not said twice, and none is missing."""
+    calls = [("call-1", "weather", '{"city":"Bern"}'), ("call-2", "weather", '{"city":"Genf"}')]
+    stage.provider.events = answer("I look. ", calls=calls)
+    one, two = await stage.gateway(), await stage.gateway()
+    stage.provider.permit(3)
+    heard = await read(await one.begin(), 3)
+    assert heard[-1].tool_call.call_id == "call-1"
+    await one.die()
+    stage.provider.permit(1000)
+    whole = [*heard, *await read(two.resume(len(heard)))]
+    told = [event.tool_call for event in whole if event.HasField("tool_call")]
+    assert [(call.call_id, call.name, call.arguments_json) for call in told] == calls
+    assert len(stage.provider.requests) == 1
+
+
+async def test_a_journal_without_room_loses_the_oldest_and_says_so(stage: Stage):
+    """Its readers get all that is in memory; who comes later learns that the beginning is gone, and gets no half."""
+    one, two = await stage.gateway(), await stage.gateway()
+    stage.provider.permit(1000)
+    assert text_of(await read(await one.begin())) == WHOLE
+    client = await cast("Any", nats).connect(stage.nats.url)
+    found = await client.jetstream().stream_info(STREAM)
+    found.config.max_msgs_per_subject = 2
+    found.config.max_bytes = 64 * 1024
+    await client.jetstream().update_stream(found.config)
+    await client.close()
+    with pytest.raises(NotFound) as gone:
+        await read(two.resume())
+    assert "no longer kept" in gone.value.message
+    stage.provider.permit(1000)
+    assert text_of(await read(await one.begin(stream="req-2"))) == WHOLE, "new streams go on as ever"

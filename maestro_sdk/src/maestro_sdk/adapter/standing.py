@@ -65,7 +65,7 @@ class _Standing:
     kept_whole: bool = True
     over: bool = False
     forgotten: bool = False
-    error: BaseException | None = None
+    error: Exception | None = None
     reader: _Reader | None = None
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
@@ -75,6 +75,11 @@ class _Standing:
     def end(self) -> int:
         """The number of messages that came."""
         return self.dropped + len(self.messages)
+
+    def take_error(self) -> Exception:
+        """What ended it, to be raised: once, since what failed has no other reader."""
+        error, self.error = self.error, None
+        return error or Cancelled("the call was released")
 
     def tell(self) -> None:
         """Wakes everybody who waits for a change."""
@@ -205,14 +210,16 @@ class StandingCalls:
         try:
             await answer(put)
         except BaseException as error:
-            standing.error = error
+            known = isinstance(error, Exception)
+            # Without the frames that it went through: they hold the call, which holds it.
+            standing.error = error.with_traceback(None) if known else Cancelled("the call was released")
             self._forget(standing, ended=True)
-            if standing.reader is None and isinstance(error, Exception):
+            if standing.reader is None and known:
                 log.info("an answer that nobody read failed: %s", type(error).__name__)
-            if not isinstance(error, Exception):
+            if not known:
                 raise
         finally:
-            standing.over = True
+            standing.over, standing.task = True, None
             standing.tell()
 
     def _admit(self, standing: _Standing, size: int) -> bool:
@@ -284,10 +291,8 @@ async def _read(standing: _Standing, reader: _Reader) -> AsyncGenerator[bytes]:
             standing.tell()
             yield message
         elif standing.over:
-            if isinstance(standing.error, Exception):
-                raise standing.error
             if standing.error is not None:
-                raise Cancelled("the call was released")
+                raise standing.take_error()
             return
         else:
             await standing.changed.wait()

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
 from maestro.event.v1.event_pb2 import AttemptFate
-from maestro.llm.v1.chat_pb2 import ChatRequest, Finish, StreamChatResponse, Switched
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, Finish, StreamChatResponse, Switched
 from maestro_sdk.errors import MaestroError
 from maestro_sdk.mesh.continuation import Continuation
 from maestro_sdk.mesh.spend import sum_costs, sum_usages
 from maestro_sdk.mesh.table import Backend
 from maestro_sdk.mesh.trail import Attempt, Trail
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An answer that another process began, and that this one goes on with."""
+
+    standing: Backend | None
+    """Where it stands, to be read again from its beginning; None when nowhere."""
+    shown: bool
+    """Whether the caller has some of it."""
+    told: Sequence[ChatEvent] = ()
+    """What the caller has, where it stands nowhere; the attempt that gave the last of it is in the trail, as failed."""
 
 
 class Relay:
@@ -26,6 +41,11 @@ class Relay:
     def obstacle(self) -> str:
         """Why no other backend can go on, for a person; empty when one can."""
         return self._continuation.refusal()
+
+    def recall(self, told: Iterable[ChatEvent]) -> str:
+        """Takes what the caller has from another process; why nobody can go on with it, as `obstacle`."""
+        self._continuation.note(told)
+        return self.obstacle()
 
     def fits(self, backend: Backend) -> bool:
         """Whether `backend` can go on from here."""

@@ -39,7 +39,11 @@ class StreamLeg:
 
     def verdict(self, error: BaseException) -> MaestroError:
         """What ended the attempt. Raises `error` when it was the caller who left."""
-        return _judge(error, self.silence.timeout())
+        try:
+            return _judge(error, self.silence.timeout())
+        finally:
+            # Its traceback holds this frame: what holds each other waits for a collection, with all that hangs on it.
+            del error
 
 
 class WholeLeg:
@@ -63,7 +67,10 @@ class WholeLeg:
 
     def verdict(self, error: BaseException) -> MaestroError:
         """What ended the attempt. Raises `error` when it was the caller who left."""
-        return _judge(error, None)
+        try:
+            return _judge(error, None)
+        finally:
+            del error  # as above
 
 
 def _judge(error: BaseException, timeout: Timeout | None) -> MaestroError:
@@ -75,5 +82,8 @@ def _judge(error: BaseException, timeout: Timeout | None) -> MaestroError:
         return from_rpc_error(error)
     if isinstance(error, MaestroError):
         return error
-    # A call that this side cancelled reads like a cancelled task; without a timeout it is the task that was.
-    raise error
+    try:
+        # A call that this side cancelled reads like a cancelled task; without a timeout it is the task that was.
+        raise error
+    finally:
+        del error  # as above

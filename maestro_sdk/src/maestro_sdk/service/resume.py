@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from maestro_sdk.service.bus import DUPLICATE_WINDOW
+from maestro_sdk.service.event_kinds import DUPLICATE_WINDOW
 from maestro_sdk.service.values import Duration, Settings, Size
 
 

@@ -26,7 +26,7 @@ from maestro.event.v1 import event_pb2 as maestro_dot_event_dot_v1_dot_event__pb
 from maestro.llm.v1 import chat_pb2 as maestro_dot_llm_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n maestro/gateway/v1/journal.proto\x12\x12maestro.gateway.v1\x1a\x1cmaestro/event/v1/event.proto\x1a\x19maestro/llm/v1/chat.proto\"\x8c\x02\n\x0cStreamRecord\x12\x14\n\x05owner\x18\x01 \x01(\tR\x05owner\x12\x35\n\x05\x62\x65gun\x18\x02 \x01(\x0b\x32\x1f.maestro.gateway.v1.StreamBegunR\x05\x62\x65gun\x12\x16\n\x06\x62\x65\x66ore\x18\x03 \x01(\x05R\x06\x62\x65\x66ore\x12\x31\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x19.maestro.llm.v1.ChatEventR\x06\x65vents\x12\x1d\n\nbackend_id\x18\x05 \x01(\tR\tbackendId\x12/\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1d.maestro.gateway.v1.StreamEndR\x03\x65nd\x12\x14\n\x05route\x18\x07 \x01(\tR\x05route\"\xf2\x02\n\x0bStreamBegun\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32\x1b.maestro.llm.v1.ChatRequestR\x07request\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x19\n\x08\x63\x61ll_key\x18\x03 \x01(\tR\x07\x63\x61llKey\x12 \n\x0btraceparent\x18\x04 \x01(\tR\x0btraceparent\x12\x15\n\x06key_id\x18\x05 \x01(\tR\x05keyId\x12\x18\n\x07subject\x18\x06 \x01(\tR\x07subject\x12\x30\n\x06\x63\x61ller\x18\x07 \x01(\x0b\x32\x18.maestro.event.v1.CallerR\x06\x63\x61ller\x12\x33\n\x08warnings\x18\x08 \x03(\x0b\x32\x17.maestro.llm.v1.WarningR\x08warnings\x12\x17\n\x07time_ns\x18\t \x01(\x03R\x06timeNs\x12\x1f\n\x0b\x64\x65\x61\x64line_ns\x18\n \x01(\x03R\ndeadlineNs\"P\n\tStreamEnd\x12\x14\n\x05\x65rror\x18\x01 \x01(\x0cR\x05\x65rror\x12-\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x17.maestro.event.v1.EventR\x05\x65ventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n maestro/gateway/v1/journal.proto\x12\x12maestro.gateway.v1\x1a\x1cmaestro/event/v1/event.proto\x1a\x19maestro/llm/v1/chat.proto\"\xc8\x02\n\x0cStreamRecord\x12\x14\n\x05owner\x18\x01 \x01(\tR\x05owner\x12\x35\n\x05\x62\x65gun\x18\x02 \x01(\x0b\x32\x1f.maestro.gateway.v1.StreamBegunR\x05\x62\x65gun\x12\x16\n\x06\x62\x65\x66ore\x18\x03 \x01(\x05R\x06\x62\x65\x66ore\x12\x31\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x19.maestro.llm.v1.ChatEventR\x06\x65vents\x12\x1d\n\nbackend_id\x18\x05 \x01(\tR\tbackendId\x12/\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1d.maestro.gateway.v1.StreamEndR\x03\x65nd\x12\x14\n\x05route\x18\x07 \x01(\tR\x05route\x12:\n\x08\x61ttempts\x18\x08 \x03(\x0b\x32\x1e.maestro.event.v1.AttemptUsageR\x08\x61ttempts\"\xf2\x02\n\x0bStreamBegun\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32\x1b.maestro.llm.v1.ChatRequestR\x07request\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x19\n\x08\x63\x61ll_key\x18\x03 \x01(\tR\x07\x63\x61llKey\x12 \n\x0btraceparent\x18\x04 \x01(\tR\x0btraceparent\x12\x15\n\x06key_id\x18\x05 \x01(\tR\x05keyId\x12\x18\n\x07subject\x18\x06 \x01(\tR\x07subject\x12\x30\n\x06\x63\x61ller\x18\x07 \x01(\x0b\x32\x18.maestro.event.v1.CallerR\x06\x63\x61ller\x12\x33\n\x08warnings\x18\x08 \x03(\x0b\x32\x17.maestro.llm.v1.WarningR\x08warnings\x12\x17\n\x07time_ns\x18\t \x01(\x03R\x06timeNs\x12\x1f\n\x0b\x64\x65\x61\x64line_ns\x18\n \x01(\x03R\ndeadlineNs\"P\n\tStreamEnd\x12\x14\n\x05\x65rror\x18\x01 \x01(\x0cR\x05\x65rror\x12-\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x17.maestro.event.v1.EventR\x05\x65ventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'maestro.gateway.v1.journal_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STREAMRECORD']._serialized_start=114
-  _globals['_STREAMRECORD']._serialized_end=382
-  _globals['_STREAMBEGUN']._serialized_start=385
-  _globals['_STREAMBEGUN']._serialized_end=755
-  _globals['_STREAMEND']._serialized_start=757
-  _globals['_STREAMEND']._serialized_end=837
+  _globals['_STREAMRECORD']._serialized_end=442
+  _globals['_STREAMBEGUN']._serialized_start=445
+  _globals['_STREAMBEGUN']._serialized_end=815
+  _globals['_STREAMEND']._serialized_start=817
+  _globals['_STREAMEND']._serialized_end=897
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,7 @@ class StreamRecord(_message.Message):
     BACKEND_ID_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     """Required. Gateway that owns the stream from here on; empty when it let go of it, so that another one may go on at once."""
     before: _builtins.int
@@ -55,6 +56,10 @@ class StreamRecord(_message.Message):
     def end(self) -> Global___StreamEnd:
         """Optional. How the stream ended. Unset while it goes on."""
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.AttemptUsage]:
+        """Optional. Attempts that failed since the record before. Who takes the stream over tells them with its own."""
+
     def __init__(
         self,
         *,
@@ -65,10 +70,11 @@ class StreamRecord(_message.Message):
         backend_id: _builtins.str = ...,
         end: Global___StreamEnd | None = ...,
         route: _builtins.str = ...,
+        attempts: _abc.Iterable[_event_pb2.AttemptUsage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend_id", b"backend_id", "before", b"before", "begun", b"begun", "end", b"end", "events", b"events", "owner", b"owner", "route", b"route"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "backend_id", b"backend_id", "before", b"before", "begun", b"begun", "end", b"end", "events", b"events", "owner", b"owner", "route", b"route"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,9 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from maestro.event.v1.event_pb2 import AttemptUsage
 from maestro.gateway.v1.journal_pb2 import StreamBegun, StreamEnd, StreamRecord
 from maestro.llm.v1.chat_pb2 import (
     ChatEvent,
@@ -22,6 +23,8 @@ from maestro.llm.v1.chat_pb2 import (
     Warning,  # noqa: A004 - the contract's name
 )
 from maestro_gateway.chats import Chat
+from maestro_gateway.endings import usages_of
+from maestro_gateway.resume.estate import Estate
 from maestro_gateway.resume.journal import Journal, JournalAway
 from maestro_gateway.resume.known import Known, marks_of
 from maestro_gateway.resume.superseded import Superseded
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from maestro_gateway.account import Account
     from maestro_gateway.limits import Ticket
     from maestro_gateway.mesh import Mesh
-    from maestro_sdk.mesh.table import Backend
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +71,17 @@ class Generation:
         begun: StreamBegun,
         *,
         known: Known | None = None,
-        only: Backend | None = None,
+        estate: Estate | None = None,
         refusal: MaestroError | None = None,
         unkept: str = "",
     ) -> None:
-        """`known` is what the journal has, where this gateway takes over; `only` where its answer stands then.
+        """`known` is what the journal has, where this gateway takes over; `estate` what is left of its answer then.
 
         With a `refusal` it only ends. `unkept` is why nothing of it is written to the journal; empty when it is.
         """
         self.adopted = known is not None
-        self.only = only
+        self._estate = estate or Estate()
+        self.inherited = self._estate.begun
         self.ticket: Ticket | None = None
         """What it takes of the limits of its caller, once that is known."""
         self.subject = subject
@@ -92,13 +95,19 @@ class Generation:
         deadline = time.monotonic() + (begun.deadline_ns - time.time_ns()) / 1e9 if begun.deadline_ns else None
         request = ChatRequest()
         request.CopyFrom(begun.request)
-        self._chat = Chat(mesh, request, deadline, scribe=self)
-        self._skip = list(known.marks) if known is not None else []
+        self.route = ""
+        """The route that was taken, known from the first event on."""
+        # Gone once it is over: each of them holds the other.
+        self._chat: Chat | None = Chat(mesh, request, deadline, scribe=self)
+        # Where the answer is read again, what the journal has of it.
+        self._skip = list(known.marks) if known is not None and not self._estate.told else []
         self._sequence = known.sequence if known is not None else 0
         self._written = self.tail.end
         # Events with the backend that gave them, and their bytes.
         self._pending: list[tuple[str, ChatEvent]] = []
-        self._waiting = 0
+        self._waiting = self._noted = 0
+        # Attempts that failed and are not in the journal yet; how many of the trail's are noted.
+        self._failed: list[AttemptUsage] = []
         self._last: list[ChatEvent] = []
         self._end: StreamEnd | None = None
         self._wake = asyncio.Event()
@@ -113,11 +122,6 @@ class Generation:
         """Whether it ends with its connection, since it is not in the journal."""
         self._warning = _warning(unkept) if unkept else None
         self.tail.held = self.unkept
-
-    @property
-    def route(self) -> str:
-        """The route that was taken, known from the first event on."""
-        return self._chat.route
 
     def start(self, forget: Callable[[Generation], None]) -> asyncio.Task[None]:
         """Begins; `forget` is called at the end. The caller keeps the task."""
@@ -157,6 +161,7 @@ class Generation:
     async def begin(self, account: Account) -> None:
         """Its request was admitted. Raises `Superseded` when another gateway answers the same request."""
         self.ticket = account.ticket
+        self._estate.enter(account.trail)
         if self._refusal is not None:
             raise self._refusal
         if self.adopted or self.unkept:
@@ -176,7 +181,11 @@ class Generation:
         if self._failure is not None:
             raise self._failure
         trail, backend = account.trail, account.trail.backend
+        if not self.route and self._chat is not None:
+            self.route = self._chat.route
         events = self._shown(batch.events)
+        self._failed += usages_of(trail, trail.failed[self._noted :])
+        self._noted = len(trail.failed)
         if trail.finish is not None:
             if self.unkept:
                 self._last = events
@@ -209,7 +218,9 @@ class Generation:
             return Superseded()
         if isinstance(error, Superseded):
             self._mesh.backends.standing.let_stand(self._call.key)
-            await self._let_go()
+            # It is another one's: a cancellation that comes now must not make it a failure that is accounted here.
+            with suppress(asyncio.CancelledError):
+                await self._let_go()
             return error
         known = error if isinstance(error, MaestroError) else Internal(type(error).__name__)
         known.metadata["stream"] = OVER
@@ -226,25 +237,27 @@ class Generation:
         enter_call(self._call)
         if not self.unkept:
             self._writer = asyncio.create_task(self._write())
-        tail = self.tail
+        tail, chat = self.tail, self._chat
         try:
-            async with aclosing(self._chat.stream()) as batches:
-                async for _ in batches:
-                    pass
-        except Superseded:
-            tail.close(moved=True)
+            if chat is not None:
+                async with aclosing(chat.stream()) as batches:
+                    async for _ in batches:
+                        pass
         except MaestroError as error:
-            tail.close(error)
+            _shed(error)
+            tail.close(error, moved=isinstance(error, Superseded))
         except asyncio.CancelledError:
             tail.close(UpstreamError("the gateway is shutting down; take up the stream at another one"))
             raise
         except Exception as error:
             log.exception("unexpected error while serving %s", self.begun.request_id)
             tail.close(Internal(f"internal error; the log of the gateway tells more ({type(error).__name__})"))
+            _shed(error)
         else:
             tail.add(self._last)
             tail.close()
         finally:
+            self._chat = None
             self._stop_timer()
             await self._stop_writer()
             self._mesh.backends.standing.forget(self._call.key)
@@ -296,6 +309,7 @@ class Generation:
                     return
                 self._sequence = await self._journal.append(self.subject, record, self._sequence)
                 self._written += len(record.events)
+                del self._failed[: len(record.attempts)]
                 del self._pending[: len(record.events)]
                 self._waiting -= size
                 self._room.set()
@@ -311,7 +325,7 @@ class Generation:
 
     def _next(self) -> tuple[StreamRecord, int]:
         """The next record, of events of one backend, and the bytes that it takes from those that wait."""
-        record = StreamRecord(owner=self._host.owner, before=self._written, route=self.route)
+        record = StreamRecord(owner=self._host.owner, before=self._written, route=self.route, attempts=self._failed)
         size, most = 0, self._journal.largest - 65536
         for backend_id, event in self._pending:
             length = event.ByteSize() + _OVERHEAD
@@ -362,9 +376,10 @@ class Generation:
             log.debug("%s was not let go of: %r", self.begun.request_id, error)
 
     async def _stop_writer(self) -> None:
-        if self._writer is not None and not self._writer.done():
-            self._writer.cancel()
-            await asyncio.wait((self._writer,))
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.done():
+            writer.cancel()
+            await asyncio.wait((writer,))
 
     def _expire(self) -> None:
         self.cancel(Cancelled("nobody read the stream"))
@@ -373,6 +388,11 @@ class Generation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _shed(error: BaseException) -> None:
+    """Lets go of the frames that an error went through: these hold it, and the whole stream with it."""
+    error.__traceback__ = error.__context__ = None
 
 
 def _warning(why: str) -> ChatEvent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from maestro.event.v1.event_pb2 import AttemptUsage
 from maestro.gateway.v1.journal_pb2 import StreamBegun, StreamEnd
 from maestro.llm.v1.chat_pb2 import ChatEvent
 from maestro_gateway.resume.journal import Entry
@@ -17,7 +18,9 @@ _PLACES = ("attempt", "stream")
 class Known:
     """Grows with the records of one stream, which are fed in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = False) -> None:
+        """With `keep` it holds the events themselves, too."""
+        self._keep = keep
         self.begun: StreamBegun | None = None
         self.sequence = 0
         """Of the last record."""
@@ -30,6 +33,12 @@ class Known:
         self.marks: list[bytes] = []
         """What each event is known by again."""
         self.end: StreamEnd | None = None
+        self.attempts: list[AttemptUsage] = []
+        """Those that failed."""
+        self.events: list[ChatEvent] = []
+        """All events, where they are kept."""
+        self.since = 0
+        """The number of events before the first one of the latest backend."""
 
     @property
     def count(self) -> int:
@@ -45,8 +54,12 @@ class Known:
             raise NotFound("the beginning of this stream is no longer kept")
         self.sequence, self.owner = entry.sequence, record.owner
         if record.backend_id:
-            self.switched = self.switched or (bool(self.backend_id) and self.backend_id != record.backend_id)
+            if self.backend_id and self.backend_id != record.backend_id:
+                self.switched, self.since = True, self.count
             self.backend_id = record.backend_id
+        self.attempts += record.attempts
+        if self._keep:
+            self.events += record.events
         self.route = record.route or self.route
         self.marks += marks_of(record.events)
         if record.HasField("end"):

@@ -55,6 +55,8 @@ class Reading:
         self._over = False
         self.route = ""
         """The route that was taken, known from the first piece on; empty when the model was named directly."""
+        self.finished = False
+        """Not told beforehand: pieces end when they do."""
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         """The pieces in order. Raises the error that ended the stream; `NotFound` for one that is not kept."""
@@ -201,9 +203,9 @@ class Reading:
             raise InvalidRequest.at("after", f"the stream ended with its event {count}")
 
 
-async def read_all(journal: Journal, subject: str) -> Known:
-    """All that the journal has of a stream now. Raises `JournalAway`."""
-    known, newest = Known(), await journal.newest(subject)
+async def read_all(journal: Journal, subject: str, *, keep: bool = False) -> Known:
+    """All that the journal has of a stream now, with `keep` the events themselves, too. Raises `JournalAway`."""
+    known, newest = Known(keep=keep), await journal.newest(subject)
     if newest is None:
         return known
     async with journal.read(subject) as fetch:

@@ -22,6 +22,7 @@ from maestro.llm.v1.chat_pb2 import (
     Warning,  # noqa: A004 - the contract's name
 )
 from maestro_gateway.identity import Caller, Principal, current_caller, current_principal, enter, enter_caller
+from maestro_gateway.resume.estate import GONE, take_stock
 from maestro_gateway.resume.generation import AWAY, Generation
 from maestro_gateway.resume.journal import Journal, JournalAway, subject_of
 from maestro_gateway.resume.known import Known
@@ -44,7 +45,6 @@ _FAREWELL = 2.0
 """Seconds that streams have to be let go of when a gateway ends."""
 _LOOK = 10.0
 """Seconds between two looks for streams that nobody owns: so that two of them are over before an adapter gives up."""
-_GONE = "the gateway of this stream died, and its answer is not to be had a second time"
 
 
 class Streams:
@@ -134,12 +134,21 @@ class Streams:
         log.info("%s goes on here: its gateway is gone", begun.request_id)
         call = Call(begun.request_id, tenant, begun.traceparent, begun.call_key)
         mesh = self._served()
-        only = await self._standing(mesh, known, begun, call)
-        if refusal is not None and only is not None:
-            mesh.backends.standing.release(only, call)
-        if known.count and (only is None or known.switched):
-            refusal = refusal or StreamBroken(_GONE, metadata={"after_content": "true"}, retryable=False)
-        generation = Generation(self, mesh, subject, tenant, begun, known=known, only=only, refusal=refusal)
+        standing = await self._standing(mesh, known, begun, call)
+        if standing is not None and (refusal is not None or known.switched):
+            # What an heir said can't be read again as the part of the answer that it is.
+            await mesh.backends.standing.end(standing, call)
+            standing = None
+        if known.count and standing is None:
+            known, place = await read_all(self.journal, subject, keep=True), known.sequence
+            if known.sequence != place:
+                raise Superseded
+        needs, table = needs_of(begun.request, tenant, streaming=True), mesh.source.table
+        cancelled = refusal is not None
+        estate = take_stock(known, table, needs.input_tokens, standing=standing, cancelled=cancelled)
+        if known.count and estate.begun is None:
+            refusal = refusal or StreamBroken(GONE, metadata={"after_content": "true"}, retryable=False)
+        generation = Generation(self, mesh, subject, tenant, begun, known=known, estate=estate, refusal=refusal)
         # Whoever asked first is accounted for, not whoever asks for the rest.
         copy_context().run(self._start_for, generation, tenant)
 

@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+from google.rpc.status_pb2 import Status
+
 from maestro.llm.v1.chat_pb2 import ChatEvent
-from maestro_sdk.errors import MaestroError
+from maestro_sdk.errors import MaestroError, from_status, to_status
 
 _ROOM = 256 * 1024
 """Bytes of events that are held for readers; a reader that is behind them reads the journal."""
@@ -48,8 +50,8 @@ class Tail:
         self.held = False
         """Whether every reader has to get every event: there is no journal to read them from."""
         self.over = False
-        self.error: MaestroError | None = None
-        """Why it ended; None when the answer is whole, or while it goes on."""
+        self.error: Status | None = None
+        """Why it ended, for each reader to raise; None when the answer is whole, or while it goes on."""
         self.moved = False
         """Whether it goes on at another gateway."""
         self.changed = asyncio.Event()
@@ -75,7 +77,8 @@ class Tail:
 
     def close(self, error: MaestroError | None = None, *, moved: bool = False) -> None:
         """Nothing follows here; `moved` when it does elsewhere."""
-        self.over, self.error, self.moved = True, error, moved
+        self.over, self.moved = True, moved
+        self.error = to_status(error) if error is not None and not moved else None
         self.tell()
 
     def tell(self) -> None:
@@ -102,7 +105,7 @@ class Tail:
                     raise Elsewhere
                 elif self.over:
                     if self.error is not None:
-                        raise self.error
+                        raise from_status(self.error)
                     return
                 else:
                     await self.changed.wait()
