@@ -9,14 +9,14 @@ record vouches for all before it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
 from maestro.usage.v1.usage_pb2 import AuditRecord
+from maestro_sdk.canonical import canonical_json
 
 __all__ = ["Break", "Chain", "Head", "canonical_form", "prove", "record_hash", "to_json"]
 
@@ -62,9 +62,7 @@ def to_json(record: AuditRecord) -> dict[str, Any]:
 
 def canonical_form(record: AuditRecord) -> bytes:
     """The bytes of a record that its hash is made of."""
-    document = to_json(record)
-    document.pop("hash", None)
-    return json.dumps(_sorted(document), ensure_ascii=False, separators=(",", ":")).encode()
+    return canonical_json(record, without="hash")
 
 
 def record_hash(record: AuditRecord) -> str:
@@ -120,19 +118,3 @@ def _wrong(record: AuditRecord, before: Head, tenant: str, *, first: bool) -> Br
     if record.previous_hash != before.hash:
         return Break(sequence, f"does not follow {before.sequence}: one of the two was replaced")
     return None
-
-
-def _sorted(value: Any) -> Any:
-    match value:
-        case dict():
-            members = cast("dict[str, Any]", value)
-            # As RFC 8785 wants it: Python itself sorts by code points.
-            return {name: _sorted(members[name]) for name in sorted(members, key=_utf16)}
-        case list():
-            return [_sorted(each) for each in cast("list[Any]", value)]
-        case _:
-            return value
-
-
-def _utf16(name: str) -> bytes:
-    return name.encode("utf-16-be")

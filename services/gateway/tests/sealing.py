@@ -104,6 +104,15 @@ async def a_sealer(
             await asyncio.wait((task,))
 
 
+async def counts(*sealers: Sealer, wanted: int, timeout: float = 5.0) -> list[int]:
+    """How many records each appended, once these are `wanted`. NATS shows records a moment before it says so."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            while sum(sealer.sealed for sealer in sealers) < wanted:
+                await asyncio.sleep(0.01)
+    return [sealer.sealed for sealer in sealers]
+
+
 def completed(number: int, tenant: str = "acme", ago: float = 0.0) -> Event:
     """The end of a request."""
     payload = RequestCompleted(

@@ -185,7 +185,7 @@ def test_a_document_holds_text_but_nothing_binary() -> None:
         {"image": {"mime_type": "image/png"}},
     ]
     call = request["messages"][1]["parts"][0]["tool_call"]
-    assert call == {"call_id": "call_4111111111111111", "name": "send", "arguments_json": '{"to":"[email]"}'}
+    assert call == {"call_id": "call_[card]", "name": "send", "arguments_json": '{"to":"[email]"}'}
     assert request["provider_options"] == {"openai": {"user": "[email]", "data": "no binary"}}
     assert request["seed"] == "4111111111111111"
     assert [(gone["path"], gone["size"]) for gone in found["omitted"]] == [
@@ -193,7 +193,7 @@ def test_a_document_holds_text_but_nothing_binary() -> None:
         ("request.messages[1].parts[0].provider_state", 9),
     ]
     assert found["response"]["parts"] == [{"text": {"text": "[email] it is"}}]
-    assert found["redactions"] == {"email": 4, "phone": 1}
+    assert found["redactions"] == {"email": 4, "phone": 1, "card": 1}
     assert b"a@b.de" not in orjson.dumps(found)
 
 

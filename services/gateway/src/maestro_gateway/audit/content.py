@@ -24,26 +24,26 @@ from maestro_gateway.audit.redaction import Redaction
 
 Document: TypeAlias = dict[str, Any]
 
-_PLAIN = frozenset(
+_NAMES = frozenset(
     {
         "adapter",
         "call_id",
-        "effective_date",
         "file_id",
         "from_model",
         "mime_type",
         "model",
         "name",
         "names",
-        "price_date",
         "provider",
         "response_id",
-        "seed",
         "to_model",
-        "usd",
     }
 )
-"""Members that are never anybody's text: a rule that met one would only break what belongs together."""
+"""Members that name something, often at several places, which belong together."""
+_PLAIN = frozenset(
+    {"detail", "effort", "finish_reason", "mode", "price_date", "reason", "required", "role", "seed", "ttl", "usd"}
+)
+"""Members of which the contract says what they may be, words and numbers, and those that the mesh itself writes."""
 _BINARY = frozenset({"data", "provider_state", "utf8"})
 _FREE = frozenset({"provider_options", "provider_metadata", "metadata"})
 """Members whose own members are named by others."""
@@ -128,10 +128,12 @@ def _clean(value: Document, path: str, redaction: Redaction, omitted: list[Docum
             omitted.append({"path": place, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
             del value[name]
         elif name in _FREE:
-            value[name] = _redacted(member, redaction)
+            value[name] = _freed(member, redaction)
         elif name == "events" and not deltas:
             for number, event in enumerate(cast("list[Document]", member)):
                 _clean_event(event, f"{place}[{number}]", redaction, omitted)
+        elif name in _NAMES:
+            value[name] = _renamed(member, redaction)
         elif name not in _PLAIN:
             value[name] = _cleaned(member, place, redaction, omitted)
 
@@ -159,17 +161,29 @@ def _cleaned(member: Any, path: str, redaction: Redaction, omitted: list[Documen
             return member
 
 
-def _redacted(value: Any, redaction: Redaction) -> Any:
-    """Values whose names mean nothing here: every text is redacted."""
+def _renamed(member: Any, redaction: Redaction) -> Any:
+    """A name, or several of them."""
+    if isinstance(member, str):
+        return redaction.rename(member)
+    return [redaction.rename(each) for each in cast("list[str]", member)]
+
+
+def _freed(value: Any, redaction: Redaction, name: str = "") -> Any:
+    """A value whose form others chose: its members' names are redacted too, and its numbers are read as text."""
     match value:
         case str():
-            return redaction.redact(value)
-        case dict():
-            return {name: _redacted(each, redaction) for name, each in cast("Document", value).items()}
-        case list():
-            return [_redacted(each, redaction) for each in cast("list[Any]", value)]
-        case _:
+            return redaction.redact_value(name, value)
+        case bool() | None:
             return value
+        case int() | float():
+            told = orjson.dumps(value).decode()
+            found = redaction.redact_value(name, told)
+            return value if found == told else found
+        case dict():
+            members = cast("Document", value)
+            return {redaction.rename(each): _freed(member, redaction, each) for each, member in members.items()}
+        case _:
+            return [_freed(each, redaction, name) for each in cast("list[Any]", value)]
 
 
 def _redact_deltas(frames: Iterable[Document], redaction: Redaction) -> None:

@@ -25,6 +25,15 @@ _WINDOW = 16 * 1024
 _LOCAL = frozenset(string.ascii_letters + string.digits + "._%+-'")
 _LOCAL_LONGEST = 64
 _DIGITS = re.compile(r"[0-9]+")
+_PLAIN = str.maketrans(
+    {
+        # Spaces and hyphens that programs set for looks, and the wide letters of East Asian texts.
+        **dict.fromkeys("\u00a0\u2002\u2003\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
+        **dict.fromkeys("\u00ad\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
+        **{chr(0xFF00 + code - 0x20): chr(code) for code in range(0x21, 0x7F)},
+    }
+)
+"""Characters that only look different, each with one that rules know."""
 
 
 class TooSlowError(Exception):
@@ -66,6 +75,9 @@ class Redaction:
         self._rules = rules
         self._own = own
         self._left = _BUDGET
+        # What names became, and how many became the same.
+        self._names: dict[str, str] = {}
+        self._alike: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
     def redact(self, text: str) -> str:
@@ -73,15 +85,44 @@ class Redaction:
         (found,) = self.redact_pieces([text])
         return found
 
+    def redact_value(self, name: str, value: str) -> str:
+        """The value of a member without what the rules find, where its name may tell what it is: `{"password": …}`.
+
+        Raises `TooSlowError`.
+        """
+        lead = f"{name}: " if name else ""
+        spans = [span for span in self._find(lead + value) if span.end > len(lead)]
+        shifted = [Span(max(0, span.start - len(lead)), span.end - len(lead), span.rule) for span in spans]
+        return self._replace([value], shifted)[0]
+
+    def rename(self, name: str) -> str:
+        """A name without what the rules find: the same for the same name, and another for each other one.
+
+        Raises `TooSlowError`.
+        """
+        found = self._names.get(name)
+        if found is None:
+            found = self.redact(name)
+            if found != name:
+                self._alike[found] += 1
+                if self._alike[found] > 1:
+                    found = f"{found} {self._alike[found]}"
+            self._names[name] = found
+        return found
+
     def redact_pieces(self, pieces: Sequence[str]) -> list[str]:
         """The pieces of a text that came in pieces, without what the rules find in the whole of it.
 
         What takes the place of a find stands in the piece in which it begins. Raises `TooSlowError`.
         """
-        whole = pieces[0] if len(pieces) == 1 else "".join(pieces)
-        spans = self._find(whole)
+        return self._replace(pieces, self._find(pieces[0] if len(pieces) == 1 else "".join(pieces)))
+
+    def _replace(self, pieces: Sequence[str], spans: Sequence[Span]) -> list[str]:
+        """The pieces with the names of the rules in the place of what they found."""
         if not spans:
             return list(pieces)
+        self.counts.update(span.rule for span in spans)
+        whole = pieces[0] if len(pieces) == 1 else "".join(pieces)
         found: list[str] = []
         at = 0
         ahead = iter([*spans, Span(len(whole) + 1, len(whole) + 1, "")])
@@ -116,13 +157,15 @@ class Redaction:
                 for each in outer:
                     place = each.written(place[0]), each.written(place[1])
                 spans.append(Span(*place, span.rule))
-        if not spans:
-            return spans
-        kept = _apart(spans)
-        self.counts.update(span.rule for span in kept)
-        return kept
+        return _apart(spans) if spans else spans
 
     def _look(self, text: str) -> list[Span]:
+        spans: list[Span] = []
+        if not text.isascii() and (plain := text.translate(_PLAIN)) != text:
+            spans = self._search_all(plain)
+        return spans + self._search_all(text)
+
+    def _search_all(self, text: str) -> list[Span]:
         spans: list[Span] = []
         for name, find in self._rules:
             spans += (Span(start, end, name) for start, end in find(text))
@@ -157,7 +200,7 @@ def _apart(spans: Sequence[Span]) -> list[Span]:
     return taken
 
 
-_DOMAIN = re.compile(r"@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
+_DOMAIN = re.compile(r"@[^\W_](?:[^\W_]|-){0,62}(?:\.(?:[^\W_]|-){1,63}){1,8}")
 
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
@@ -165,7 +208,9 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
         return
     for match in _DOMAIN.finditer(text):
         start = match.start()
-        while start > max(0, match.start() - _LOCAL_LONGEST) and text[start - 1] in _LOCAL:
+        while start > max(0, match.start() - _LOCAL_LONGEST) and (
+            text[start - 1] in _LOCAL or text[start - 1].isalnum()
+        ):
             start -= 1
         if start < match.start():
             yield start, match.end()
