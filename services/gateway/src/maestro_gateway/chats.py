@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Finish, StreamChatResponse
 from maestro_gateway.cache import look_up, replay
-from maestro_gateway.files.attachments import MEDIA, attach
+from maestro_gateway.files.attachments import MEDIA, are_there, attach
 from maestro_gateway.mesh import calling
+from maestro_sdk.errors import MaestroError
 from maestro_sdk.mesh.needs import needs_of
 
 if TYPE_CHECKING:
     from maestro_gateway.account import Account
     from maestro_gateway.cache import Lookup
     from maestro_gateway.mesh import Mesh
+    from maestro_sdk.mesh.handover import Begun
     from maestro_sdk.mesh.needs import Needs
-    from maestro_sdk.mesh.table import Backend
     from maestro_sdk.mesh.trail import Trail
 
 
@@ -26,8 +27,8 @@ class Scribe(Protocol):
 
     adopted: bool
     """Whether this gateway goes on with what another one began: then it is admitted already."""
-    only: Backend | None
-    """Where the answer stands that is taken up; None when there is none."""
+    inherited: Begun | None
+    """What another gateway began to answer; None when there is nothing of it."""
 
     async def begin(self, account: Account) -> None:
         """The request is admitted."""
@@ -93,19 +94,23 @@ class Chat:
 
     async def complete(self) -> ChatResponse:
         """The whole answer. Raises what refused it, or the last error of its attempts."""
-        with await self._admit(streamed=False) as account:
-            lookup = self._lookup
-            if lookup is not None and lookup.found is not None:
-                account.trail.finish = Finish(reason=lookup.found.finish_reason)
-                account.record(lookup.found)
-                return lookup.found
-            needs = self._needs or needs_of(self._request, calling().tenant)
-            request = await self._attached(needs)
-            response = await self._mesh.dispatcher.complete(request, needs, account.trail, self._deadline)
-            account.record(response)
-            if lookup is not None:
-                await lookup.keep(response)
-            return response
+        try:
+            with await self._admit(streamed=False) as account:
+                lookup = self._lookup
+                if lookup is not None and lookup.found is not None:
+                    account.trail.finish = Finish(reason=lookup.found.finish_reason)
+                    account.record(lookup.found)
+                    return lookup.found
+                needs = self._needs or needs_of(self._request, calling().tenant)
+                request = await self._attached(needs)
+                response = await self._mesh.dispatcher.complete(request, needs, account.trail, self._deadline)
+                account.record(response)
+                if lookup is not None:
+                    await lookup.keep(response)
+                return response
+        finally:
+            if self._lookup is not None:
+                self._lookup.leave()
 
     async def stream(self) -> AsyncGenerator[StreamChatResponse]:
         """The answer piece by piece; closing the iterator ends the attempt that runs. Raises as `complete`."""
@@ -124,9 +129,9 @@ class Chat:
                     yield batch
                     return
                 needs = self._needs or needs_of(self._request, calling().tenant, streaming=True)
-                only = scribe.only if scribe is not None else None
+                begun = scribe.inherited if scribe is not None else None
                 request = await self._attached(needs)
-                stream = self._mesh.dispatcher.stream(request, needs, account.trail, self._deadline, only)
+                stream = self._mesh.dispatcher.stream(request, needs, account.trail, self._deadline, begun)
                 async with aclosing(stream) as batches:
                     async for batch in batches:
                         if account.recording is not None:
@@ -161,11 +166,17 @@ class Chat:
         if taken_over:
             account.take_over()
         elif self._mesh.source.table.caches:
-            await self._look(account, streamed=streamed)
+            try:
+                await self._look(account, streamed=streamed)
+            except MaestroError as error:
+                account.deny(error)
+                raise
         if account.counted:
             await account.admit()
             if account.cheaper:
                 # What a cheaper route says is no answer of the one that was asked for.
+                if self._lookup is not None:
+                    self._lookup.leave()
                 self._lookup = self._needs = None
         if self._mesh.recorder is not None:
             account.recording = self._mesh.recorder.begin(calling(), self._request)
@@ -173,8 +184,16 @@ class Chat:
 
     async def _look(self, account: Account, *, streamed: bool) -> None:
         """Looks for an earlier answer: one that is there is free, so limits of tokens do not refuse it."""
-        mesh, tenant = self._mesh, calling().tenant
-        needs = self._needs = needs_of(self._request, tenant, streaming=streamed)
-        lookup = self._lookup = await look_up(mesh.cache, self._request, needs, mesh.source.table, tenant)
-        if lookup is not None and lookup.found is not None:
+        mesh, tenant, request = self._mesh, calling().tenant, self._request
+        needs = self._needs = needs_of(request, tenant, streaming=streamed)
+        lookup = self._lookup = await look_up(
+            mesh.cache, request, needs, mesh.source.table, tenant, self._deadline, streamed=streamed
+        )
+        if lookup is None or lookup.found is None:
+            return
+        files = mesh.files
+        if files is None or not needs.required & MEDIA or await are_there(files, tenant, request):
             account.give_again(lookup.found, lookup.route.name)
+        else:
+            # What was said about a file goes with it.
+            lookup.discard()

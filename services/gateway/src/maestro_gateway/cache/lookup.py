@@ -18,6 +18,7 @@ from maestro_sdk.errors import MaestroError, StreamBroken
 from maestro_sdk.mesh.plan import choose_route, variant_of
 
 if TYPE_CHECKING:
+    from maestro_gateway.cache.flight import Flight
     from maestro_gateway.cache.store import AnswerStore
     from maestro_sdk.mesh.needs import Needs
     from maestro_sdk.mesh.table import AnswerCache, Route, Table
@@ -43,27 +44,66 @@ def cache_state() -> State:
 class Lookup:
     """A request on a route with a cache. `found` is the earlier answer; else `note` or `keep` take the new one."""
 
-    __slots__ = ("_cache", "_collected", "_fold", "_key", "_store", "_stores", "found", "found_vectors", "route")
+    __slots__ = (
+        "_cache",
+        "_collected",
+        "_flight",
+        "_fold",
+        "_key",
+        "_store",
+        "_stores",
+        "found",
+        "found_vectors",
+        "route",
+    )
 
     def __init__(self, store: AnswerStore, route: Route, cache: AnswerCache, key: str, *, stores: bool) -> None:
         self._store, self._cache, self._key, self._stores = store, cache, key, stores
         self._fold: Fold | None = Fold() if stores else None
         self._collected = 0
+        # What others wait for, while this request is the one that asks.
+        self._flight: Flight | None = None
         self.route = route
         self.found: ChatResponse | None = None
         self.found_vectors: EmbedResponse | None = None
 
-    async def look(self, *, vectors: bool) -> None:
-        """Looks for an answer."""
-        data = await self._store.find(self._key)
+    async def look(self, deadline: float | None, *, waits: bool, vectors: bool) -> None:
+        """Looks for an answer; `waits` for that of the same request, where one is under way, up to `deadline`.
+
+        Where none is, others wait for this one: then `leave` has to follow, whatever becomes of it.
+        """
+        data = self._store.held(self._key)
+        if data is None and waits:
+            joined = await self._store.flights.join(self._key, deadline)
+            if isinstance(joined, bytes):
+                data = joined
+            else:
+                self._flight = joined
         if data is None:
-            return
+            data = await self._store.find(self._key)
+        if data is not None:
+            self._take(data, vectors=vectors)
+
+    def discard(self) -> None:
+        """The answer that was found must not be given again: the request goes on as if there were none."""
+        self.found = None
+        self._store.drop(self._key)
+        _state.set("miss")
+
+    def leave(self) -> None:
+        """The request is over: whoever still waits for its answer has to ask."""
+        if self._flight is not None:
+            self._flight.fail()
+
+    def _take(self, data: bytes, *, vectors: bool) -> None:
+        """Takes an earlier answer."""
         try:
             answer = EmbedResponse.FromString(data) if vectors else ChatResponse.FromString(data)
         except DecodeError:
             # Of another version of the mesh, or damaged: a miss.
             self._store.drop(self._key)
             return
+        self._land(data)
         answer.cached = True
         if answer.HasField("cost"):
             answer.cost.CopyFrom(Cost(usd="0", price_date=answer.cost.price_date))
@@ -102,6 +142,8 @@ class Lookup:
         # One that two backends made together is not what either of them says.
         if response.finish_reason in _WHOLE and not response.switches:
             await self._put(response)
+        else:
+            self._land(None)
 
     async def keep_vectors(self, response: EmbedResponse) -> None:
         """Keeps vectors."""
@@ -111,34 +153,35 @@ class Lookup:
         if not self._stores:
             return
         data = response.SerializeToString()
-        if len(data) <= self._cache.max_bytes:
-            await self._store.put(self._key, data, self._cache.ttl)
+        if len(data) > self._cache.max_bytes:
+            self._land(None)
+            return
+        self._land(data)
+        await self._store.put(self._key, data, self._cache.ttl)
+
+    def _land(self, data: bytes | None) -> None:
+        if self._flight is not None:
+            self._flight.land(data)
 
 
 async def look_up(
-    store: AnswerStore | None, request: ChatRequest, needs: Needs, table: Table, tenant: str
+    store: AnswerStore | None,
+    request: ChatRequest | EmbedRequest,
+    needs: Needs,
+    table: Table,
+    tenant: str,
+    deadline: float | None = None,
+    *,
+    streamed: bool = False,
 ) -> Lookup | None:
-    """What the cache has to do with a chat; None when nothing.
+    """What the cache has to do with a request; None when nothing. `Lookup.leave` has to follow.
 
-    A stream that can be taken up later has a life of its own, and is never cached.
+    While the same request is under way its answer is waited for, up to `deadline` of the monotonic clock: then it
+    raises `Timeout`. Not for a stream, nor by one: it would begin when it ends. A stream that can be taken up later has
+    a life of its own, and is never cached.
     """
-    if store is None or not table.caches or request.resumable:
+    if store is None or not table.caches or (isinstance(request, ChatRequest) and request.resumable):
         return None
-    return await _look(store, request, needs, table, tenant)
-
-
-async def look_up_vectors(
-    store: AnswerStore | None, request: EmbedRequest, needs: Needs, table: Table, tenant: str
-) -> Lookup | None:
-    """As `look_up`, of a request for vectors."""
-    if store is None or not table.caches:
-        return None
-    return await _look(store, request, needs, table, tenant)
-
-
-async def _look(
-    store: AnswerStore, request: ChatRequest | EmbedRequest, needs: Needs, table: Table, tenant: str
-) -> Lookup | None:
     try:
         route = choose_route(needs, table)
     except MaestroError:
@@ -152,5 +195,9 @@ async def _look(
     lookup = Lookup(store, route, route.cache, key, stores="no-store" not in wishes)
     _state.set("miss")
     if "no-cache" not in wishes and "no-store" not in wishes:
-        await lookup.look(vectors=isinstance(request, EmbedRequest))
+        try:
+            await lookup.look(deadline, waits=not streamed, vectors=isinstance(request, EmbedRequest))
+        except BaseException:
+            lookup.leave()
+            raise
     return lookup

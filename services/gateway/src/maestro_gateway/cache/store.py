@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
+from maestro_gateway.cache.flight import Flights
 from maestro_gateway.shelf import Shelf
 from maestro_sdk.service.settings import Config
 
@@ -58,15 +59,25 @@ class AnswerStore:
         # Answers with the time at which they go, the least used first.
         self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._silent_until = 0.0
+        self.flights = Flights()
+        """The calls of this gateway whose answers are about to be kept."""
+
+    def held(self, key: str) -> bytes | None:
+        """The answer under a key that this process holds."""
+        entry = self._kept.get(key)
+        if entry is None:
+            return None
+        if entry[0] <= self._clock():
+            self._drop(key)
+            return None
+        self._kept.move_to_end(key)
+        return entry[1]
 
     async def find(self, key: str) -> bytes | None:
         """The answer under a key; None when there is none, or when nobody can tell in time."""
-        entry = self._kept.get(key)
-        if entry is not None:
-            if entry[0] > self._clock():
-                self._kept.move_to_end(key)
-                return entry[1]
-            self._drop(key)
+        held = self.held(key)
+        if held is not None:
+            return held
         if self._others is None or self._clock() < self._silent_until:
             return None
         try:
