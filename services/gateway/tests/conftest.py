@@ -206,17 +206,18 @@ async def _running(
 ) -> AsyncGenerator[Gateway]:
     async with AsyncExitStack() as stack:
         backends, targets = [], []
+        features = limits.get("features", ("TOOLS", "JSON_SCHEMA"))
         for number, provider in enumerate(providers):
             name = f"p{number}"
             if isinstance(provider, str):
                 address = provider
             else:
-                provider_models = [tables.model(f"{name}/model", "TOOLS", "JSON_SCHEMA")]
+                provider_models = [tables.model(f"{name}/model", *features)]
                 provider._models = provider_models
                 address = await stack.enter_async_context(
                     serve(ChatServicer(provider), interceptors=[MeshInterceptor()])
                 )
-            model = tables.model(f"{name}/model", "TOOLS", "JSON_SCHEMA")
+            model = tables.model(f"{name}/model", *features)
             if name in limits.get("prices", {}):
                 model.price.CopyFrom(limits["prices"][name])
             backends.append(tables.backend(f"adapter-{name}", model, address))
@@ -234,11 +235,12 @@ async def _running(
             source=source,
             routers=routers,
             backends=channels,
-            dispatcher=Dispatcher(source, channels),
+            dispatcher=Dispatcher(source, channels, gate=limiter.gate if limiter is not None else None),
             accountant=Accountant(
                 published.append, lambda: False, limiter, budgets(source, published) if budgets is not None else None
             ),
             cache=limits.get("store"),
+            files=limits.get("files"),
             recorder=limits.get("recorder"),
             switched_off=(("claude", "ANTHROPIC_API_KEY is not set"),),
         )

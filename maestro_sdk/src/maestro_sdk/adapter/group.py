@@ -39,6 +39,8 @@ class ProviderGroup:
         self._members = members
         self._told: dict[tuple[str, ...], Sequence[Model]] = {}
         self._by_name = {provider: member for member in members for provider in member.providers}
+        # Asked once: what a protocol asks of an object costs more than all else here.
+        self._completers = {name: member for name, member in self._by_name.items() if isinstance(member, Completer)}
 
     def stream(self, request: ChatRequest) -> AsyncIterator[Sequence[ChatEvent]]:
         """What the model's provider answers. Raises `NotFound` for the name of another provider."""
@@ -46,10 +48,10 @@ class ProviderGroup:
 
     async def complete(self, request: ChatRequest) -> Sequence[ChatEvent]:
         """What the model's provider answers, at once."""
-        member = self._of(request.model)
-        if isinstance(member, Completer):
-            return await member.complete(request)
-        return [event async for events in member.stream(request) for event in events]
+        completer = self._completers.get(request.model.partition("/")[0])
+        if completer is not None:
+            return await completer.complete(request)
+        return [event async for events in self._of(request.model).stream(request) for event in events]
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """What the model's provider counts. Raises `Unimplemented` where it can't."""

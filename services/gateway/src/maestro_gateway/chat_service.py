@@ -20,6 +20,7 @@ from maestro_gateway.resume.service import send_pieces
 from maestro_sdk.errors import MaestroError, Unimplemented, from_rpc_error
 from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.mesh.plan import refusal
+from maestro_sdk.service.validation import VALIDATED
 from maestro_sdk.tracing import outgoing_metadata
 
 
@@ -65,7 +66,9 @@ class ChatService(ChatServiceServicer):
             chat.model = backend.model
             stub = ChatServiceStub(self._mesh.backends.channel(backend.address))
             try:
-                return await stub.CountTokens(request, metadata=outgoing_metadata(), timeout=context.time_remaining())
+                return await stub.CountTokens(
+                    request, metadata=(*outgoing_metadata(), VALIDATED), timeout=context.time_remaining()
+                )
             except grpc.aio.AioRpcError as error:
                 last = from_rpc_error(error)
                 if not (last.failover or isinstance(last, Unimplemented)):

@@ -60,6 +60,11 @@ class Source(Protocol):
         """The route that was taken, known from the first event on; empty when the model was named directly."""
         ...
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last events that were handed on hold the end, behind which nothing is waited for."""
+        ...
+
 
 class Frames(Protocol):
     """One answer as server-sent events in the shape of an API."""
@@ -140,15 +145,18 @@ class Facade:
         """
         call = calling()
         begun = False
+        last = HttpBody()
 
-        async def send(data: bytes) -> None:
+        async def piece(data: bytes) -> HttpBody:
             nonlocal begun
             if begun:
-                await context.write(HttpBody(data=data).SerializeToString())
-                return
+                return HttpBody(data=data)
             begun = True
             await context.send_initial_metadata((*_SSE_HEADERS, *self._ids()))
-            await context.write(HttpBody(content_type=_SSE, data=data).SerializeToString())
+            return HttpBody(content_type=_SSE, data=data)
+
+        async def send(data: bytes) -> None:
+            await context.write((await piece(data)).SerializeToString())
 
         try:
             async with Pulse(lambda: send(PING), self._ping) as pulse, aclosing(batches):
@@ -157,14 +165,16 @@ class Facade:
                     if note is not None and (noting := note(batch.events)) is not None:
                         await noting
                     data = frames.frames(batch.events)
-                    if data:
+                    if data and source.finished:
+                        # Nothing is waited for from here on: it goes out with the end of the call.
+                        last = await pulse.write(piece(data))
+                    elif data:
                         await pulse.write(send(data))
         except Exception as error:
             if not begun:
                 raise
-            return HttpBody(data=frames.error(known(error), call.request_id))
-        # Whoever reads has all events by now: they were not held back for the end of the call.
-        return HttpBody()
+            last.data += frames.error(known(error), call.request_id)
+        return last
 
     async def begin(self, context: Any, *headers: tuple[str, str]) -> None:
         """Sends the headers of an answer that comes in pieces."""
@@ -174,12 +184,13 @@ class Facade:
         """The headers that a good answer still has to get: what came in pieces had its own before the first one."""
         ticket = current_ticket()
         headers = [] if ticket is None or ticket.told else [*self._limit_headers(ticket)]
-        if self._mesh.routers.degraded and (not isinstance(made, HttpBody) or made.content_type):
+        if isinstance(made, HttpBody) and made.content_type in ("", _SSE):
+            return headers
+        if self._mesh.routers.degraded:
             headers.append(_DEGRADED)
-        # What came in pieces told it before the first one.
-        if (state := cache_state()) and (not isinstance(made, HttpBody) or made.content_type):
+        if state := cache_state():
             headers.append((CACHE_HEADER, state))
-        if sent_cheaper() and (not isinstance(made, HttpBody) or made.content_type):
+        if sent_cheaper():
             headers.append(CHEAPER)
         return headers
 

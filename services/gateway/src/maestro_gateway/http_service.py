@@ -35,6 +35,7 @@ from maestro_gateway.resume.service import read_after, require_streams
 from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.mesh.plan import refusal
 from maestro_sdk.service.interceptors import returns_last
+from maestro_sdk.service.validation import VALIDATED
 
 _ROUTER_PATIENCE = 1.0
 _CSV = "text/csv; charset=utf-8"
@@ -159,7 +160,8 @@ class HttpService(HttpServiceServicer):
         if router is None:
             return None, "no router answers; this is the last table that one sent"
         try:
-            return await router.ListBackends(pb.ListBackendsRequest(), timeout=_ROUTER_PATIENCE), ""
+            request = pb.ListBackendsRequest()
+            return await router.ListBackends(request, metadata=(VALIDATED,), timeout=_ROUTER_PATIENCE), ""
         except grpc.aio.AioRpcError as error:
             return None, f"the router does not answer ({error.code().name}); this is the last table that it sent"
         except asyncio.CancelledError:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 log = logging.getLogger(__name__)
+
+_Written = TypeVar("_Written")
 
 
 class Pulse:
@@ -41,15 +43,16 @@ class Pulse:
             # What is written next must not overtake a sign of life that is on its way.
             await asyncio.wait((self._beating,))
 
-    async def write(self, writing: Awaitable[None]) -> None:
+    async def write(self, writing: Awaitable[_Written]) -> _Written:
         """Awaits one write of the stream itself."""
         if self._beating is not None:
             await asyncio.wait((self._beating,))
         # A write that waits for a slow reader is no idle stream.
         self._busy = True
-        await writing
+        written = await writing
         self._busy = False
         self._last = self._loop.time()
+        return written
 
     def _check(self) -> None:
         left = self._last + self._interval - self._loop.time()

@@ -20,7 +20,7 @@ from maestro_gateway.anthropic.service import AnthropicService
 from maestro_gateway.audit.acts import Acts
 from maestro_gateway.audit.refusals import refusing
 from maestro_gateway.audit.service import auditing
-from maestro_gateway.budgets import budgeting
+from maestro_gateway.budgets import Budgets, budgeting, doubting
 from maestro_gateway.budgets.desk import BudgetDesk
 from maestro_gateway.cache import caching
 from maestro_gateway.chat_service import ChatService
@@ -34,11 +34,12 @@ from maestro_gateway.keep import keeping
 from maestro_gateway.key_service import KeyService
 from maestro_gateway.ledger import Ledger, Usage
 from maestro_gateway.ledger.stream import KINDS
-from maestro_gateway.limits import limiting
+from maestro_gateway.limits import Limiter, limiting
 from maestro_gateway.limits.reload import follow_limits
 from maestro_gateway.mesh import Mesh
 from maestro_gateway.metrics import count_decisions
 from maestro_gateway.model_service import ModelService
+from maestro_gateway.notes import Notes, noting
 from maestro_gateway.openai.service import OpenAIService
 from maestro_gateway.records import Records
 from maestro_gateway.resume.service import StreamService
@@ -51,6 +52,7 @@ from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher
 from maestro_sdk.mesh.watch import Patience, RouteWatcher
 from maestro_sdk.service.events import MESH, EventPublisher, EventReader, new_event
+from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.replica import in_turn, process_name
 from maestro_sdk.service.run import Service
 from maestro_sdk.service.settings import Config, ConfigError, EnvironmentSwitch
@@ -66,12 +68,15 @@ _ROUTER_PATIENCE = 3.0
 async def gateway(config: Config) -> AsyncGenerator[Service]:
     """The gateway as a service: ready with the router's table, or with that of its last life when no router comes."""
     settings = config.gateway
-    backends = Backends()
+    peer = Peer.from_config(config)
+    backends = Backends(peer)
     name = process_name("gateway")
     routers = in_turn((config.router.address, *config.router.others), name)
     try:
         async with (
+            noting(config) as notes,
             EventPublisher.from_config(config, "gateway", durable=KINDS) as publisher,
+            doubting(config, publisher, notes) as doubts,
             EventReader.from_config(config, "gateway") as events,
             Ledger.from_config(config) as ledger,
             keeping(config) as keep,
@@ -89,16 +94,21 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 config.data / "gateway" / "routes.binpb",
                 on_change=lambda: publisher.publish(_change_of_routers(name, watcher)),
                 patience=Patience(start=_ROUTER_PATIENCE),
+                peer=peer,
             ) as watcher,
-            budgeting(config, watcher, ledger, publisher, limiter.store, keys.ids_named) as budgets,
+            budgeting(config, watcher, ledger, publisher, limiter.store, keys.ids_named, doubts, notes) as budgets,
             resuming(config, publisher.publish) as streams,
         ):
             mesh = Mesh(
                 source=watcher,
                 backends=backends,
-                dispatcher=Dispatcher(watcher, backends),
+                dispatcher=Dispatcher(watcher, backends, gate=limiter.gate),
                 accountant=Accountant(
-                    refusals.sieve(count_decisions(publisher.publish)), lambda: watcher.degraded, limiter, budgets
+                    refusals.sieve(count_decisions(publisher.publish)),
+                    lambda: watcher.degraded,
+                    limiter,
+                    budgets,
+                    notes,
                 ),
                 switched_off=tuple(_switched_off(config)),
                 routers=watcher,
@@ -136,8 +146,11 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 refused=refusals.note,
                 doors=(FileDoor(files),),
             )
-            tidying = asyncio.create_task(_tidy(backends, watcher))
+            tidying = asyncio.create_task(_tidy(backends, watcher, limiter))
             following = asyncio.create_task(follow_limits(config, limiter, budgets))
+            for end in publisher.left:
+                budgets.take_left(end)
+            telling = asyncio.create_task(_tell_lost(notes, watcher, publisher, budgets))
             try:
                 await _listen(sockets, config)
                 async with running_jobs(
@@ -168,6 +181,7 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
             finally:
                 tidying.cancel()
                 following.cancel()
+                telling.cancel()
                 await sockets.close()
     finally:
         await backends.close()
@@ -209,8 +223,15 @@ def _news(payload: Message, name: str) -> Event:
     return new_event(payload, f"service/{name}", tenant=MESH)
 
 
-async def _tidy(backends: Backends, watcher: RouteWatcher) -> None:
-    """Closes connections to adapters that left the table."""
+async def _tell_lost(notes: Notes, watcher: RouteWatcher, publisher: EventPublisher, budgets: Budgets) -> None:
+    """Tells what was under way when this gateway died."""
+    async for end in notes.tell_lost(watcher, publisher.publish):
+        budgets.take_left(end)
+
+
+async def _tidy(backends: Backends, watcher: RouteWatcher, limiter: Limiter) -> None:
+    """Closes connections to adapters that left the table, and tells of limits of what is not in it."""
     while True:
         await asyncio.sleep(_TIDY)
         await backends.forget(watcher.table)
+        limiter.gate.warn(watcher.table)

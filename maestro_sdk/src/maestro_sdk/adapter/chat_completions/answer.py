@@ -14,7 +14,6 @@ from maestro.llm.v1.chat_pb2 import (
     FinishReason,
     ReasoningDelta,
     Started,
-    TextDelta,
     Warning,  # noqa: A004 - the contract's name
 )
 from maestro.llm.v1.message_pb2 import Citation, Part, RefusalPart, TokenLogprob, TopLogprob
@@ -35,6 +34,8 @@ _REASONS: Mapping[str, FinishReason.ValueType] = {
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
 
+_BARE = frozenset({"content", "role"})
+"""The keys of a delta that is text and nothing else; some servers repeat the role in each."""
 _SEVERITIES = ("safe", "low", "medium", "high")
 
 
@@ -168,7 +169,12 @@ class Stream:
         if delta is None:
             delta = choice.get("message")
         if delta:
-            self._delta(delta, choice, events)
+            text = delta.get("content")
+            if text and self._text_index >= 0 and delta.keys() <= _BARE and not choice.get("logprobs"):
+                # Nearly all of an answer.
+                events.append(_text(self._text_index, text))
+            else:
+                self._delta(delta, choice, events)
         if reason := choice.get("finish_reason"):
             self._end(str(reason), choice, chunk)
 
@@ -205,12 +211,12 @@ class Stream:
         if text or annotations or (logprobs and logprobs.get("content")):
             if self._text_index < 0:
                 self._text_index = self._indexes.get("text")
-            piece = TextDelta(index=self._text_index, text=text or "")
+            event = _text(self._text_index, text or "")
             if logprobs:
-                piece.logprobs.extend(_logprobs(logprobs.get("content") or ()))
+                event.text.logprobs.extend(_logprobs(logprobs.get("content") or ()))
             if annotations:
-                piece.citations.extend(_citations(annotations))
-            events.append(ChatEvent(text=piece))
+                event.text.citations.extend(_citations(annotations))
+            events.append(event)
         if refusal := delta.get("refusal"):
             if not self._refusal:
                 self._indexes.get("refusal")
@@ -336,6 +342,16 @@ def to_usage(usage: Mapping[str, Any]) -> Usage:
         reasoning_tokens=made.get("reasoning_tokens") or 0,
         audio_output_tokens=made.get("audio_tokens") or 0,
     )
+
+
+def _text(index: int, text: str) -> ChatEvent:
+    # Filled in place: a message that is given to another one is copied.
+    event = ChatEvent()
+    delta = event.text
+    delta.text = text
+    if index:
+        delta.index = index
+    return event
 
 
 def _badness(result: Mapping[str, Any]) -> tuple[bool, bool, int]:

@@ -186,6 +186,8 @@ def _format(form: ResponseFormat, dialect: Dialect, wire: WireRequest) -> None:
 
 
 def _tools(request: ChatRequest, dialect: Dialect, wire: WireRequest, wire_names: Mapping[str, str] | None) -> None:
+    if not (request.tools or request.HasField("tool_choice")):
+        return
     body, choice = wire.body, request.tool_choice
     mode, names = choice.mode, list(choice.names)
     known = {tool.name for tool in request.tools}

@@ -38,6 +38,7 @@ PONG = b'{"type":"pong"}'
 _FINISH_REASONS = short_names(FinishReason.DESCRIPTOR)
 _USAGE_FIELDS = tuple(field.name for field in Usage.DESCRIPTOR.fields)
 
+_TEXT_FRAME = b'event: text\ndata: {"index":%d,"text":%b}\nid: %d\n\n'
 _dumps = orjson.dumps
 
 
@@ -100,10 +101,12 @@ class Frames:
         found: list[bytes] = []
         for event in events:
             number += 1
-            kind = event.WhichOneof("kind")
-            if kind == "text":
-                found.append(b"event: text\ndata: %b\nid: %d\n\n" % (_text_bytes(event.text), number))
+            delta = event.text
+            # Nearly all events are plain text, and reading it is as quick as asking what they are.
+            if (text := delta.text) and not (delta.logprobs or delta.citations or delta.polyfilled):
+                found.append(_TEXT_FRAME % (delta.index, _dumps(text), number))
                 continue
+            kind = event.WhichOneof("kind")
             body = event_bytes(event, self.route)
             found.append(b"event: %b\ndata: %b\nid: %d\n\n" % ((kind or "").encode(), body, number))
             if kind == "started":
