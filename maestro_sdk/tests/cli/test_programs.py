@@ -46,6 +46,19 @@ def test_nats_first_then_services_then_envoy(tmp_path: Path) -> None:
     assert [name for name, each in found.items() if each.essential] == ["gateway", "envoy"]
 
 
+def test_one_program_serves_several_adapters(tmp_path: Path) -> None:
+    text = (
+        "adapters:\n"
+        "  east: {module: maestro_adapter_local, address: 127.0.0.1:9101}\n"
+        "  west: {module: maestro_adapter_local, address: 127.0.0.1:9102}\n"
+        "routes: {default: {targets: [local/offline]}}\naliases: {}\n"
+    )
+    found = made(configured(tmp_path, text))
+    told = {name: each.environment["MAESTRO_ADAPTER"] for name, each in found.items() if "adapter" in name}
+    assert told == {"adapter-east": "east", "adapter-west": "west"}
+    assert "MAESTRO_ADAPTER" not in found["gateway"].environment
+
+
 def test_replicas_have_names_addresses_and_folders_of_their_own(tmp_path: Path) -> None:
     text = "gateway: {replicas: 3, websocket: '[::1]:8081'}\nrouter: {replicas: 2, others: [far.example:50052]}\n"
     config = configured(tmp_path, text)

@@ -278,6 +278,24 @@ class Provider:
         return embedding_pb2.EmbedResponse()
 
 
+async def test_an_adapter_serves_the_one_that_its_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(env={"MAESTRO__ADAPTERS": "{x: {address: 'h:1'}, y: {address: 'h:2', settings: {a: 1}}}"})
+    monkeypatch.setenv("MAESTRO_ADAPTER", "y")
+    given: list[Any] = []
+
+    def build(_: Any, own: Any) -> Provider:
+        given.append(own)
+        return Provider()
+
+    async with adapter("x", build)(config) as service:
+        assert service.address == "h:2"
+    assert given == [config.adapters["y"]]
+    monkeypatch.setenv("MAESTRO_ADAPTER", "z")
+    with pytest.raises(ConfigError, match=r"adapters\.z: is missing; there are: x, y"):
+        async with adapter("x", build)(config):
+            pass
+
+
 async def test_an_adapter_serves_its_provider_and_closes_it() -> None:
     provider = Provider()
     config = load(env={"MAESTRO__ADAPTERS": "{x: {address: 'h:1', settings: {a: 1}}}"})

@@ -16,12 +16,13 @@ from maestro_sdk.adapter.servicer import ChatServicer, ModelServicer
 from maestro_sdk.adapter.standing import StandingCalls
 from maestro_sdk.adapter.standing_servicer import StandingCallServicer
 from maestro_sdk.service.config_file import ConfigError
+from maestro_sdk.service.replica import adapter_name
 from maestro_sdk.service.run import Build, Service
 from maestro_sdk.service.settings import AdapterConfig, Config
 
 
 def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Build:
-    """Serves the provider that `build` makes, as the adapter `name` of the configuration.
+    """Serves the provider that `build` makes, as the adapter `name` of the configuration, or as `MAESTRO_ADAPTER` says.
 
     A provider that is also an `Embedder`, a `FileStore` or a `Batcher` serves those services too. With `announce` in
     its configuration the adapter announces itself to the mesh while it serves.
@@ -29,11 +30,12 @@ def adapter(name: str, build: Callable[[Config, AdapterConfig], Provider]) -> Bu
 
     @asynccontextmanager
     async def build_service(config: Config) -> AsyncGenerator[Service]:
-        found = config.adapters.get(name)
+        section = adapter_name(name)
+        found = config.adapters.get(section)
         if found is None:
             known = ", ".join(config.adapters) or "none"
-            raise ConfigError([config.problem_at(f"adapters.{name}", f"is missing; there are: {known}")])
-        announcement = announcement_of(config, name, found)
+            raise ConfigError([config.problem_at(f"adapters.{section}", f"is missing; there are: {known}")])
+        announcement = announcement_of(config, section, found)
         provider = build(config, found)
         standing = StandingCalls(found.linger)
         try:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from maestro_sdk.cli.folder import Folder
 from maestro_sdk.cli.ports import Listener
 from maestro_sdk.cli.rendering import EnvoyValues, join_address, render_envoy, render_nats, split_address
 from maestro_sdk.cli.replicas import Replica
-from maestro_sdk.service.replica import NAME_VARIABLE
+from maestro_sdk.service.replica import ADAPTER_VARIABLE, NAME_VARIABLE
 from maestro_sdk.service.settings import DEFAULTS, Config, ConfigError, Problem
 
 KEY_VARIABLE = "MAESTRO_KEY"
@@ -199,7 +199,8 @@ def programs(
 
     for name, adapter in config.enabled_adapters(environment).items():
         if adapter.module:
-            found.append(service(f"adapter-{name}", adapter.module, f"adapters.{name}.", adapter.address))
+            own = service(f"adapter-{name}", adapter.module, f"adapters.{name}.", adapter.address)
+            found.append(replace(own, environment={**own.environment, ADAPTER_VARIABLE: name}))
     for name, address in (("router", config.router.address), ("gateway", config.gateway.address)):
         found.append(service(name, f"maestro_{name}", f"{name}.", address))
         for each in replicas:
