@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -9,14 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maestro.event.v1.event_pb2 import AttemptUsage, Event
+from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.usage_pb2 import Price, Usage
+from maestro_gateway.account import Account, Accountant
 from maestro_gateway.endings import mark_estimate
 from maestro_gateway.notes import Notes
 from maestro_sdk.mesh.table import Table
+from maestro_sdk.mesh.trail import Attempt
 from maestro_sdk.service.events import EventPublisher
 from maestro_sdk.service.store.journal import HoldJournal
 from maestro_sdk.testing import tables
 from maestro_sdk.testing.servers import free_port
+from maestro_sdk.tracing import Call
 
 from .spending import completed, failed
 
@@ -99,3 +104,22 @@ async def test_a_note_that_was_torn_is_passed_over(tmp_path: Path) -> None:
         assert [event.request_failed.estimate_of for event in await told(notes, publisher)] == [first.id]
     async with life(tmp_path / "killed") as (notes, publisher):
         assert not notes.lost
+
+
+async def test_what_is_noted_of_a_request_hangs_on_nothing_once_it_is_over(tmp_path: Path) -> None:
+    """Who holds each other stays until a collection, which is dear where many requests wait for one."""
+    backend = next(iter(source().table.backends.values()))
+    async with life(tmp_path) as (notes, publisher):
+        accountant = Accountant(publisher.publish, lambda: False, notes=notes)
+        gc.collect()
+        gc.disable()
+        try:
+            with accountant.open(ChatRequest(), Call("r", "acme", ""), streamed=False) as account:
+                begin = account.trail.on_attempt
+                assert begin is not None
+                begin(Attempt(backend, 1, 1.0, 1.0))
+            assert (tmp_path / "requests.journal").stat().st_size > 0
+            del begin, account
+            assert [each for each in gc.get_objects() if isinstance(each, Account)] == []
+        finally:
+            gc.enable()

@@ -320,5 +320,6 @@ def test_what_no_limit_holds_back_costs_next_to_nothing(record_property: Callabl
 
     found = [asyncio.run(cost(limiting)) for limiting in (none, others, one)]
     record_property("microseconds", [f"{each:.2f}" for each in found])
-    # Far above what is measured (0.1, 0.1 and 6 µs on a quiet machine): a core that others use as well is no fault.
+    # Far above what is measured (0.2, 0.2 and 6.5 µs on a quiet machine, where an attempt by itself takes 7): a core
+    # that others use as well is no fault.
     assert [found[0] < 5, found[1] < 5, found[2] < 60] == [True] * 3, found

@@ -22,17 +22,16 @@ from maestro_sdk.errors import (
     ContextTooLong,
     MaestroError,
     OutputInvalid,
-    ProviderAuth,
     RateLimited,
     StreamBroken,
     Timeout,
-    Unauthenticated,
-    UpstreamError,
 )
-from maestro_sdk.mesh.breach import find_breach
-from maestro_sdk.mesh.gate import Admission, Gate, PassedOver, Refusal, pass_over, soonest
+from maestro_sdk.mesh.breach import find_breach, passed_on
+from maestro_sdk.mesh.gate import Admission, Gate, Refusal
 from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.plan import Plan, plan, refusal
+from maestro_sdk.mesh.recovery import PassedOver, first_retry
+from maestro_sdk.mesh.retries import RetryBudget
 from maestro_sdk.mesh.spend import cost_at, estimate_usage
 from maestro_sdk.mesh.table import Backend, Policy, Table
 from maestro_sdk.mesh.trail import Attempt, Trail, add_trail, outcome_of
@@ -43,11 +42,8 @@ if TYPE_CHECKING:
 # Names of enums are looked up at each access.
 _ANSWERED, _FAILED = AttemptFate.ATTEMPT_FATE_ANSWERED, AttemptFate.ATTEMPT_FATE_FAILED
 _OUTRUN, _ABANDONED = AttemptFate.ATTEMPT_FATE_OUTRUN, AttemptFate.ATTEMPT_FATE_ABANDONED
-_RESERVE = 10.0
 # A backend whose time is bounded by the caller's deadline says so a little before that is over.
 _HASTE = 0.02
-# Clocks of timers are rounded: without it a call comes back just before a breaker lets it pass.
-_GRACE = 0.002
 # Errors after which the provider has worked and charges for it, though nothing was seen of the answer.
 _CHARGED = (Timeout, StreamBroken, OutputInvalid)
 _REASON = ErrorReason.Value
@@ -73,32 +69,12 @@ class TableSource(Protocol):
         ...
 
 
-class RetryBudget:
-    """Retries that each route may still make: every request adds its share, a few may always be made at first."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self) -> None:
-        self._left: dict[str, float] = {}
-
-    def add(self, route: str, share: float) -> None:
-        """A request came."""
-        self._left[route] = min(_RESERVE, self._left.get(route, _RESERVE) + share)
-
-    def take(self, route: str) -> bool:
-        """Whether one retry may be made; it counts as made."""
-        if self._left[route] < 1.0:
-            return False
-        self._left[route] -= 1.0
-        return True
-
-
 class Attempts:
     """One request's way through its plan."""
 
     __slots__ = (
         *("_alone", "_budget", "_dice", "_gate", "_on_failure", "_passed", "_queue", "_retries", "_source"),
-        *("_standing", "_waits_until"),
+        "_standing",
         *("deadline", "decision", "final", "hedged", "needs", "policy", "streamed", "trail"),
     )
 
@@ -132,9 +108,7 @@ class Attempts:
         self._standing: Backend | None = None
         self._alone = False
         self._gate = gate
-        # Whom the gate refused last, by backend; and until when such are waited for.
-        self._passed: dict[str, PassedOver] = {}
-        self._waits_until = 0.0
+        self._passed: PassedOver | None = None
         self._retries = 0
         self._budget = budget
         budget.add(decision.route.name, self.policy.retry_share)
@@ -161,10 +135,19 @@ class Attempts:
         """
         while (backend := await self._choose(fits)) is not None:
             admission = self.at_gate(backend)
-            if admission is None or (refused := await admission.take()) is None:
+            if admission is None:
+                return self.begin(backend)
+            if (refused := await admission.take()) is not None:
+                self._pass_over(backend, refused)
+            elif self.may_begin(backend):
                 return self.begin(backend, admission)
-            self._pass_over(backend, refused)
+            else:
+                admission.undo()
         return None
+
+    def may_begin(self, backend: Backend) -> bool:
+        """Whether an attempt may begin still after a wait at the gate: others did not wait meanwhile."""
+        return self.final is None and self._source.local.bars(backend, time.time()) is None
 
     def at_gate(self, backend: Backend) -> Admission | None:
         """What an attempt at `backend` has to take before it begins; None for nothing."""
@@ -180,7 +163,7 @@ class Attempts:
         if self._alone:
             return None
         if not failed:
-            return self.peek() or (await self._recover(moves_on=True) if self._passed else None)
+            return self.peek() or (await self._recover(moves_on=True) if self._passed is not None else None)
         if self.final is not None or (self.deadline is not None and time.monotonic() >= self.deadline):
             return None
         error = failed[-1].error
@@ -192,12 +175,10 @@ class Attempts:
         """The gate refused a backend: another one is asked, and the decision tells why."""
         if self._queue and self._queue[0] is backend:
             del self._queue[0]
-        now, plan = time.monotonic(), self.trail.plan
-        if not self._passed:
-            self._waits_until = now + self.policy.longest_back_off + _GRACE
-        back_off = self.policy.back_off * (0.5 + self._dice())
-        self._passed[backend.id] = pass_over(backend, refusal, self._passed.get(backend.id), now, back_off)
-        if plan is not None:
+        if self._passed is None:
+            self._passed = PassedOver(self.policy.longest_back_off)
+        self._passed.add(backend, refusal, self.policy.back_off * (0.5 + self._dice()))
+        if (plan := self.trail.plan) is not None:
             self.trail.plan = replace(plan, passed={**plan.passed, backend.id: refusal.error.message})
 
     def peek(self, fits: Callable[[Backend], bool] | None = None) -> Backend | None:
@@ -221,8 +202,8 @@ class Attempts:
         """Begins an attempt, which took `admission` at the gate."""
         if self._queue and self._queue[0] is backend:
             del self._queue[0]
-        if self._passed:
-            self._passed.pop(backend.id, None)
+        if self._passed is not None:
+            self._passed.drop(backend)
         if backend is self._standing:
             # Asked again, it begins anew as any other.
             self._standing = None
@@ -313,8 +294,8 @@ class Attempts:
         if self.final is None and trail.answering is not None and trail.answering.error is not None:
             # Nobody went on with it: it ends with the error that broke it.
             error = trail.answering.error
-        if error is None and self._passed:
-            error = soonest(list(self._passed.values()))
+        if error is None and self._passed is not None:
+            error = self._passed.error()
         if error is None:
             # Every planned backend was taken by trial calls of other requests in the meantime: plan again to say why.
             now, source = time.time(), self._source
@@ -348,15 +329,11 @@ class Attempts:
             error = Timeout(
                 error.message, metadata=error.metadata, retryable=False, failover=False, counts_against_health=False
             )
-        elif isinstance(error, Cancelled):
-            # Not by this side: an adapter that goes down cancels its calls.
-            error = UpstreamError(f"the adapter cancelled the call: {error.message}", metadata=error.metadata)
-        elif isinstance(error, Unauthenticated):
-            # The caller was let in: it is this process that the adapter takes for no member of its mesh.
-            error = ProviderAuth(f"the adapter refuses this process: {error.message}", metadata=error.metadata)
-        elif breach := find_breach(error, attempt.backend, self.needs):
-            error.metadata["breach"] = breach
-            error.failover = True
+        else:
+            error = passed_on(error)
+            if breach := find_breach(error, attempt.backend, self.needs):
+                error.metadata["breach"] = breach
+                error.failover = True
         if self.trail.first_content:
             error.metadata["after_content"] = "true"
         attempt.breach = error.metadata.get("breach", "")
@@ -366,53 +343,29 @@ class Attempts:
 
     async def _recover(self, moves_on: bool) -> Backend | None:
         """A backend that is worth asking again, once it may be; only the last one unless the error `moves_on`."""
-        trail, policy, local = self.trail, self.policy, self._source.local
-        if len(trail.attempts) >= policy.max_attempts:
+        failed, policy, passed = self.trail.failed, self.policy, self._passed
+        if len(self.trail.attempts) >= policy.max_attempts:
             return None
-        latest = {attempt.backend.id: attempt for attempt in (trail.failed if moves_on else trail.failed[-1:])}
-        first: tuple[float, Backend] | None = None
+        latest = {attempt.backend.id: attempt for attempt in (failed if moves_on else failed[-1:])}.values()
         back_off = min(policy.longest_back_off, policy.back_off * 2**self._retries * (0.5 + self._dice()))
-        for attempt in latest.values():
-            error = attempt.error
-            if error is None or not error.retryable or attempt.backend.id in self._passed:
-                continue
-            pause = max(back_off, attempt.ended + (error.retry_after or 0.0) - time.monotonic())
-            if barred := local.bars(attempt.backend, time.time()):
-                if not barred[1]:
-                    continue
-                pause = max(pause, barred[1] - time.time() + _GRACE)
-            # The one that failed longest ago first, where several may be asked equally soon.
-            if pause <= policy.longest_back_off + _GRACE and (first is None or pause < first[0]):
-                first = pause, attempt.backend
-        waited = self._soonest_passed(trail.failed[-1].backend.id if not moves_on else None)
-        if waited is not None and (first is None or waited[0] < first[0]):
-            first = waited
-        if first is None:
-            return None
-        pause, backend = first
-        if self.deadline is not None and time.monotonic() + pause >= self.deadline:
+        local = self._source.local
+        retry = waited = None
+        if passed is None:
+            retry = first_retry(latest, local, policy, back_off)
+        else:
+            # Whom the gate refused it is asked about again first.
+            retry = first_retry((each for each in latest if each.backend not in passed), local, policy, back_off)
+            waited = passed.first(None if moves_on else failed[-1].backend)
+        first = waited if retry is None or (waited is not None and waited.pause < retry.pause) else retry
+        if first is None or (self.deadline is not None and time.monotonic() + first.pause >= self.deadline):
             return None
         # Waiting for the gate asks no provider for more, so that it is no retry.
-        if first is not waited:
+        if first is retry:
             if not self._budget.take(self.decision.route.name):
                 return None
             self._retries += 1
-        await asyncio.sleep(pause)
-        return backend if local.bars(backend, time.time()) is None else None
-
-    def _soonest_passed(self, only: str | None) -> tuple[float, Backend] | None:
-        """Of those that the gate refused the first that is worth asking for again: seconds until then, and who it is.
-
-        A request waits no longer for that, all in all, than the longest time that it would back off.
-        """
-        now, found = time.monotonic(), None
-        for passed in self._passed.values():
-            if passed.again is None or passed.again > self._waits_until or only not in (None, passed.backend.id):
-                continue
-            pause = max(0.0, passed.again - now) + _GRACE
-            if found is None or pause < found[0]:
-                found = pause, passed.backend
-        return found
+        await asyncio.sleep(first.pause)
+        return first.backend if local.bars(first.backend, time.time()) is None else None
 
 
 def _give_back(attempt: Attempt) -> None:

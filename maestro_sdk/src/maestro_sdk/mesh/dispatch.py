@@ -21,7 +21,7 @@ import grpc
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, Finish, StreamChatResponse
 from maestro_sdk.errors import from_rpc_error
 from maestro_sdk.mesh.addressing import address, seed_of
-from maestro_sdk.mesh.attempts import Attempts, RetryBudget, TableSource
+from maestro_sdk.mesh.attempts import Attempts, TableSource
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.course import AFTER_FINISH, ERROR_AFTER_FINISH, NO_END, TWO_FINISHES, take_headroom
 from maestro_sdk.mesh.gate import Admission, Gate
@@ -30,6 +30,7 @@ from maestro_sdk.mesh.hedge import ENDS, HedgeBudget, Race
 from maestro_sdk.mesh.legs import StreamLeg, WholeLeg
 from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.plan import Plan, plan, refusal
+from maestro_sdk.mesh.retries import RetryBudget
 from maestro_sdk.mesh.table import Backend
 from maestro_sdk.mesh.trail import Attempt, Trail
 
@@ -248,21 +249,24 @@ class Dispatcher:
         route, admission = run.decision.route.name, run.at_gate(backend)
         if not self._hedges.spend(route, backend, run.needs):
             return None
-        if admission is not None and not await self._may_begin(admission, route, backend, run.needs):
+        if admission is not None and not await self._may_begin(run, admission, route, backend):
             # It stays in its turn: once the first one fails there may be room.
             return None
         run.hedged = True
         return ask(run.begin(backend, admission))
 
-    async def _may_begin(self, admission: Admission, route: str, backend: Backend, needs: Needs) -> bool:
-        """Whether the gate lets a second attempt begin. One that does not costs nothing."""
-        taken = False
+    async def _may_begin(self, run: Attempts, admission: Admission, route: str, backend: Backend) -> bool:
+        """Whether a second attempt begins once it stood at the gate. One that does not costs nothing."""
+        begins = False
         try:
-            taken = await admission.take() is None
+            if await admission.take() is None:
+                begins = run.may_begin(backend)
+                if not begins:
+                    admission.undo()
         finally:
-            if not taken:
-                self._hedges.return_spent(route, backend, needs)
-        return taken
+            if not begins:
+                self._hedges.return_spent(route, backend, run.needs)
+        return begins
 
 
 def _conclude(run: Attempts, attempt: Attempt, response: ChatResponse) -> ChatResponse:

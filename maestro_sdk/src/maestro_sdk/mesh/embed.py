@@ -17,11 +17,12 @@ from maestro.llm.v1.chat_pb2 import Finish
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_sdk.errors import MaestroError, NotFound, OutputInvalid, StreamBroken, Timeout, from_rpc_error
-from maestro_sdk.mesh.attempts import Attempts, RetryBudget, TableSource
+from maestro_sdk.mesh.attempts import Attempts, TableSource
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.gate import Gate
 from maestro_sdk.mesh.needs import Needs
 from maestro_sdk.mesh.plan import Plan, choose_route, plan, refusal
+from maestro_sdk.mesh.retries import RetryBudget
 from maestro_sdk.mesh.table import DEFAULT_ROUTE, Table
 from maestro_sdk.mesh.trail import Attempt, Trail
 from maestro_sdk.mesh.vectors import MOST_NUMBERS, Assembly, Spend, keep_comparable, refuse_too_many

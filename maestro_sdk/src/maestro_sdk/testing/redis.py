@@ -19,7 +19,10 @@ def find_redis() -> str | None:
 
 
 class RedisServer:
-    """A server that keeps nothing on the disk, between the start and the end of its block; it keeps its address."""
+    """A server between the start and the end of its block; it keeps its address, and on the disk only what it `save`s.
+
+    Then it needs the options "--dir" and a folder.
+    """
 
     def __init__(self, *options: str) -> None:
         """`options` of the command line stand behind ours; PORT in them is the port that it shall have."""
@@ -58,11 +61,20 @@ class RedisServer:
                 return
 
     async def kill(self) -> None:
-        """SIGKILL: it loses all that it knew."""
+        """SIGKILL: it loses all that it knew, but what it saved."""
         if self._process is not None:
             self._process.kill()
             await self._process.wait()
             self._process = None
+
+    async def save(self) -> None:
+        """Writes what it knows to the disk: it knows that again when it is started the next time."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(b"SAVE\r\n")
+        told = await reader.readline()
+        writer.close()
+        if told != b"+OK\r\n":
+            raise RuntimeError(f"it was not saved: {told!r}")
 
     def freeze(self) -> None:
         """Stops it where it stands: connections stay, answers don't come."""

@@ -8,50 +8,30 @@ that the caller left.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from maestro.event.v1.event_pb2 import (
-    AttemptFailed,
-    AttemptUsage,
-    Event,
-    RequestCompleted,
-    RequestDenied,
-    RequestFailed,
-    RequestOperation,
-    RequestStarted,
-)
+from maestro.event.v1.event_pb2 import AttemptUsage, Event
 from maestro.llm.v1.chat_pb2 import ChatRequest, ChatResponse, Finish, StreamChatResponse
 from maestro.llm.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from maestro_gateway.budgets import Bill, Budgets
-from maestro_gateway.endings import (
-    failure_of,
-    meaning_of,
-    nanoseconds,
-    orphan_of,
-    span_of,
-    under_way,
-    usages_of,
-)
-from maestro_gateway.identity import current_caller, current_principal, permit
+from maestro_gateway.endings import meaning_of, orphan_of
+from maestro_gateway.identity import current_principal, permit
 from maestro_gateway.limits import Limiter, Ticket
 from maestro_gateway.notes import Notes
 from maestro_gateway.resume.superseded import Superseded
+from maestro_gateway.statement import Circumstances, Statement
 from maestro_sdk.errors import Internal, MaestroError
 from maestro_sdk.mesh.trail import Attempt, Trail
-from maestro_sdk.service.events import new_event, new_event_id
+from maestro_sdk.service.events import new_event_id
 from maestro_sdk.tracing import Call
 
 if TYPE_CHECKING:
     from maestro_gateway.audit.recorder import Recording
 
 log = logging.getLogger(__name__)
-
-_CHAT, _EMBED = RequestOperation.REQUEST_OPERATION_CHAT, RequestOperation.REQUEST_OPERATION_EMBED
 
 
 class Accountant:
@@ -103,23 +83,15 @@ class Account:
 
     __slots__ = (
         "_call",
-        "_caller",
         "_earlier",
         "_end_id",
         "_is_degraded",
-        "_job_id",
-        "_key_id",
-        "_metadata",
         "_noted",
         "_notes",
-        "_operation",
-        "_persona",
         "_publish",
-        "_requested",
         "_route",
         "_sealed",
-        "_skill",
-        "_streamed",
+        "_statement",
         "_taken_over",
         "_told",
         "bill",
@@ -142,18 +114,7 @@ class Account:
         self._publish = publish
         self._is_degraded = is_degraded
         self._call = call
-        principal = current_principal()
-        self._key_id = principal.key_id if principal is not None else ""
-        self._streamed = streamed
-        self._job_id = job_id
-        self._caller = current_caller()
-        self._metadata = request.metadata
-        # The dispatcher writes the backend's model into the request.
-        self._requested = request.model
-        self._persona = self._skill = ""
-        if request.HasField("routing"):
-            self._persona, self._skill = request.routing.persona, request.routing.skill
-        self._operation = _CHAT if isinstance(request, ChatRequest) else _EMBED
+        self._statement = Statement(request, call, streamed=streamed, job_id=job_id)
         self._noted = 0
         self._notes = notes
         # That of the event which will tell the end, where another one may stand in for it.
@@ -178,14 +139,15 @@ class Account:
         """Finds the limits that the request falls under. Raises `TooLarge`."""
         principal = current_principal()
         name = principal.subject if principal is not None else ""
-        self.ticket = limiter.ticket(request, self._call.tenant, self._key_id, name, self._persona)
+        told = self._statement
+        self.ticket = limiter.ticket(request, self._call.tenant, told.key_id, name, told.persona)
 
     def budget(self, budgets: Budgets, request: ChatRequest | EmbedRequest) -> None:
         """Finds the budgets that the request falls under."""
         principal = current_principal()
         name = principal.subject if principal is not None else ""
-        call = self._call
-        self.bill = budgets.bill(request, call.tenant, self._key_id, name, self._persona, call.key)
+        call, told = self._call, self._statement
+        self.bill = budgets.bill(request, call.tenant, told.key_id, name, told.persona, call.key)
 
     @property
     def _degraded(self) -> bool:
@@ -247,11 +209,7 @@ class Account:
 
     def deny(self, error: MaestroError) -> None:
         """Tells that it was refused before any work."""
-        event = self._event(
-            RequestDenied(
-                failure=failure_of(error), metadata=self._metadata, caller=self._caller.message(), **self._asked()
-            )
-        )
+        event = self._statement.denied(error)
         if self.bill is not None and self.bill.event_id:
             # The store may have taken a hold without saying so, which somebody finds and tells.
             event.id = self.bill.event_id
@@ -264,8 +222,8 @@ class Account:
     def seal(self, error: MaestroError | None) -> Event:
         """What will tell how it ended, to be written down before that is told."""
         finish = self.trail.finish
-        payload = self._completed(finish) if error is None and finish is not None else self._failed(meaning_of(error))
-        self._sealed = self._event(payload)
+        whole = self._completed(finish) if error is None and finish is not None else None
+        self._sealed = whole or self._failed(meaning_of(error))
         return self._sealed
 
     def _forsake(self) -> None:
@@ -280,7 +238,7 @@ class Account:
     def __enter__(self) -> Self:
         if self._taken_over:
             return self
-        self._send(RequestStarted(streamed=self._streamed, **self._asked()))
+        self._publish(self._statement.started())
         if self._notes is not None and self.bill is None and not self._call.key:
             # What a budget holds for is written down already, and a standing call is taken up by another gateway.
             self.trail.on_attempt = self._note_under_way
@@ -321,13 +279,13 @@ class Account:
                 self.ticket.settle(self.trail.usage)
             if self.bill is not None and not self.bill.settled:
                 # What is charged now is what will be told.
-                self._sealed = self._sealed or self._event(self._completed(finish))
+                self._sealed = self._sealed or self._completed(finish)
                 self.bill.settle(self.trail, self._sealed)
         failed = self.trail.failed
         for attempt in failed[self._noted :]:
             if attempt.error is not None:
                 last = over and attempt is failed[-1] and self.trail.finish is None
-                self._note(attempt, attempt.error, will_continue=not last)
+                self._publish(self._statement.attempt_failed(attempt, attempt.error, will_continue=not last))
         self._noted = len(failed)
         if finish is not None and not over and not self._told:
             # A death of this gateway right after the caller saw the end must not take what it cost.
@@ -342,96 +300,31 @@ class Account:
         """Writes down that a backend is asked, in the place of what was written before."""
         if self._notes is not None:
             self._end_id = self._end_id or new_event_id()
-            asked = self._asked()
-            asked["streamed"], asked["caller"] = self._streamed, self._caller.message()
-            if self._metadata:
-                asked["metadata"] = self._metadata
-            self._notes.put(self._end_id, under_way(asked, self.trail, self._call, self._end_id))
+            self._notes.put(self._end_id, self._statement.under_way(self.trail, self._end_id))
 
-    def _note(self, attempt: Attempt, error: MaestroError, *, will_continue: bool) -> None:
-        backend = attempt.backend
-        payload = AttemptFailed(
-            request_id=self._call.request_id,
-            attempt=attempt.number,
-            provider=backend.provider,
-            model=backend.message.model.name,
-            adapter=backend.adapter,
-            failure=failure_of(error),
-            after_content=error.metadata.get("after_content") == "true",
-            will_continue=will_continue,
+    def _completed(self, finish: Finish) -> Event:
+        return self._statement.completed(self.trail, finish, self._circumstances(), self._earlier)
+
+    def _failed(self, error: MaestroError) -> Event:
+        return self._statement.failed(self.trail, error, self._circumstances())
+
+    def _circumstances(self) -> Circumstances:
+        return Circumstances(
+            degraded=self._degraded,
+            route=self._route,
+            content_digest=self.recording.finish() if self.recording is not None else "",
         )
-        payload.latency.FromNanoseconds(nanoseconds(attempt.ended - attempt.begun))
-        self._send(payload, ago=time.monotonic() - attempt.ended)
-
-    def _completed(self, finish: Finish) -> RequestCompleted:
-        trail, backend = self.trail, self.trail.backend
-        payload = RequestCompleted(
-            finish_reason=finish.reason,
-            experiment=trail.plan.experiment if trail.plan is not None else "",
-            variant=trail.plan.variant if trail.plan is not None else "",
-            **self._whole(),
-        )
-        if backend is not None:
-            payload.provider, payload.adapter = backend.provider, backend.adapter
-            payload.model = backend.message.model.name
-        elif self._earlier is not None:
-            payload.cached, payload.route, payload.cost.usd = True, self._route, "0"
-            payload.provider, payload.model = self._earlier.provider, self._earlier.model
-        if self._streamed and trail.first_content:
-            payload.time_to_first_content.FromNanoseconds(nanoseconds(trail.first_content - trail.begun))
-        return payload
-
-    def _failed(self, error: MaestroError) -> RequestFailed:
-        trail, backend = self.trail, self.trail.backend
-        payload = RequestFailed(
-            failure=failure_of(error),
-            after_content=bool(trail.first_content) and self._streamed,
-            **self._whole(),
-        )
-        if backend is not None:
-            payload.provider, payload.adapter = backend.provider, backend.adapter
-            payload.model = backend.message.model.name
-        return payload
-
-    def _asked(self) -> dict[str, Any]:
-        """What every event tells of who asked for what."""
-        return {
-            "request_id": self._call.request_id,
-            "operation": self._operation,
-            "requested_model": self._requested,
-            "persona": self._persona,
-            "skill": self._skill,
-            "job_id": self._job_id,
-            "key_id": self._key_id,
-        }
-
-    def _whole(self) -> dict[str, Any]:
-        """What every end tells."""
-        trail = self.trail
-        return {
-            **self._asked(),
-            "attempts": len(trail.attempts),
-            "latency": span_of(time.monotonic() - trail.begun),
-            "degraded": self._degraded,
-            "streamed": self._streamed,
-            "route": trail.plan.route.name if trail.plan is not None else "",
-            "usage": trail.usage,
-            "cost": trail.cost,
-            "decision": trail.plan.message() if trail.plan is not None else None,
-            "attempt_usages": usages_of(trail),
-            "metadata": self._metadata,
-            "caller": self._caller.message(),
-            "content_digest": self.recording.finish() if self.recording is not None else "",
-        }
 
     def _orphan(self, attempts: Sequence[AttemptUsage]) -> Event:
         """What ends the request should this gateway die."""
-        return self._event(orphan_of(self._failed(Internal("the gateway died")), attempts))
+        event = self._failed(Internal("the gateway died"))
+        orphan_of(event.request_failed, attempts)
+        return event
 
-    def _end(self, payload: Callable[[], RequestCompleted | RequestFailed]) -> None:
+    def _end(self, tell: Callable[[], Event]) -> None:
         """Publishes the end, charged before."""
         self._told = True
-        event = self._sealed or self._event(payload())
+        event = self._sealed or tell()
         if self.bill is not None:
             self.bill.settle(self.trail, event)
         elif self._end_id:
@@ -441,23 +334,3 @@ class Account:
             self.bill.told(event)
         if self._notes is not None and (name := self._end_name):
             self._notes.told(name)
-
-    def _send(
-        self,
-        payload: RequestStarted | RequestCompleted | RequestFailed | RequestDenied | AttemptFailed,
-        ago: float = 0.0,
-    ) -> None:
-        self._publish(self._event(payload, ago))
-
-    def _event(
-        self,
-        payload: RequestStarted | RequestCompleted | RequestFailed | RequestDenied | AttemptFailed,
-        ago: float = 0.0,
-    ) -> Event:
-        event = new_event(payload, f"request/{self._call.request_id}", tenant=self._call.tenant)
-        if self._call.key and isinstance(payload, RequestCompleted):
-            # Whoever takes up a call whose gateway died has the same answer of the provider: it is paid once.
-            event.id = hashlib.sha256(f"{self._call.tenant}/{self._call.key}".encode()).hexdigest()[:32]
-        if ago > 0.001:
-            event.time.FromNanoseconds(event.time.ToNanoseconds() - nanoseconds(ago))
-        return event

@@ -44,7 +44,16 @@ def usages_of(trail: Trail, attempts: Sequence[Attempt] | None = None) -> list[A
 
 def under_way(asked: Mapping[str, Any], trail: Trail, call: Call, true_end: str) -> bytes:
     """The end of a request whose gateway dies now: of attempts that run it is known what they read, by estimate."""
-    failed = RequestFailed(failure=_DIED, attempts=len(trail.attempts), estimate_of=true_end, **asked)
+    event = Event(
+        id=f"{true_end}-estimate",
+        tenant=call.tenant,
+        kind="request.failed",
+        subject=f"request/{call.request_id}",
+        trace_id=call.trace_id,
+        request_failed=RequestFailed(failure=_DIED, attempts=len(trail.attempts), estimate_of=true_end, **asked),
+    )
+    event.time.seconds, event.time.nanos = divmod(time.time_ns(), 1_000_000_000)
+    failed = event.request_failed
     read = trail.plan.needs.input_tokens if trail.plan is not None else 0
     for attempt in trail.attempts:
         backend = attempt.backend
@@ -61,15 +70,6 @@ def under_way(asked: Mapping[str, Any], trail: Trail, call: Call, true_end: str)
             used.usage.CopyFrom(attempt.usage)
             if attempt.cost is not None:
                 used.cost.CopyFrom(attempt.cost)
-    event = Event(
-        id=f"{true_end}-estimate",
-        tenant=call.tenant,
-        kind="request.failed",
-        subject=f"request/{call.request_id}",
-        trace_id=call.trace_id,
-        request_failed=failed,
-    )
-    event.time.seconds, event.time.nanos = divmod(time.time_ns(), 1_000_000_000)
     return event.SerializeToString()
 
 

@@ -2,10 +2,13 @@
 
 The first key is the prefix of all others (one server, not a cluster): "h:ID" is a hold, "c:NAME" a counter, "g:GROUP"
 the counters of a group, "leases" the holds by the end of their lease, "gone" those that were here in the last minutes,
-"epoch" the time at which the store was found empty. Fields of a counter: su and st are spent nano-dollars and tokens,
-hu and ht those that are held, `seeded` that su and st are known; `gen` counts what was charged while they were not,
-`untold` holds whose records are not safe yet, `out` is set at the first refusal. Nano-dollars stay below 2^53.
+"run" names the life of the server, "epoch" the time at which that was found to have begun: with less than all that it
+knew, perhaps with nothing. Fields of a counter: su and st are spent nano-dollars and tokens, hu and ht those that are
+held, `seeded` the epoch in which su and st are known; `gen` counts what was charged while they were not, `untold` holds
+whose records are not safe yet, `out` is set at the first refusal. Nano-dollars stay below 2^53.
 """
+
+PREFIX = "maestro:budget:{all}:"
 
 _HEAD = """
 local P = KEYS[1]
@@ -14,11 +17,19 @@ local now = t[1] * 1000000 + t[2]
 local function text(n) return string.format('%.0f', n) end
 local function minus(v) return v == '0' and '0' or '-' .. v end
 local function lease_of(id, lease) redis.call('ZADD', P .. 'leases', text(now + lease), id) end
+local function epoch_now()
+  local epoch = redis.call('GET', P .. 'epoch')
+  if not epoch then
+    epoch = text(now)
+    redis.call('SET', P .. 'epoch', epoch)
+  end
+  return epoch
+end
 local function charge(told, c, usd, tok)
   local name = P .. 'c:' .. c
   redis.call('HINCRBY', name, 'untold', 1)
   local v = redis.call('HMGET', name, 'seeded', 'su', 'st')
-  if not v[1] then redis.call('HINCRBY', name, 'gen', 1) return end
+  if v[1] ~= epoch_now() then redis.call('HINCRBY', name, 'gen', 1) return end
   redis.call('HINCRBY', name, 'su', usd)
   redis.call('HINCRBY', name, 'st', tok)
   for _, x in ipairs({c, v[2], v[3], usd, tok}) do told[#told + 1] = x end
@@ -38,6 +49,18 @@ local function bury(id)
 end
 """
 
+BEGIN = (
+    _HEAD
+    + """
+if redis.call('GET', P .. 'run') ~= ARGV[1] then
+  redis.call('SET', P .. 'run', ARGV[1])
+  redis.call('SET', P .. 'epoch', text(now))
+end
+return 1
+"""
+)
+"""ARGV: the name of the server's life. In another one than before nothing is known of what was spent."""
+
 RESERVE = (
     _HEAD
     + """
@@ -52,15 +75,11 @@ for i = 1, count do
     lt = tonumber(ARGV[at + 4]), ends = ARGV[at + 5]}
 end
 if not enter then
-  local epoch = redis.call('GET', P .. 'epoch')
-  if not epoch then
-    epoch = text(now)
-    redis.call('SET', P .. 'epoch', epoch)
-  end
+  local epoch = epoch_now()
   local how, refused, seen = 0, 0, nil
   for i, c in ipairs(claims) do
     local v = redis.call('HMGET', P .. 'c:' .. c.name, 'seeded', 'su', 'st', 'hu', 'ht', 'gen', 'untold')
-    if not v[1] then
+    if v[1] ~= epoch then
       local busy = (tonumber(v[7]) or 0) > 0 or now - tonumber(epoch) < grace
       return {1, i, v[6] or '0', busy and '1' or '0'}
     end
@@ -200,9 +219,9 @@ SEED = (
     + """
 local name = P .. 'c:' .. ARGV[1]
 local v = redis.call('HMGET', name, 'seeded', 'gen')
-if v[1] then return 1 end
+if v[1] == epoch_now() then return 1 end
 if (v[2] or '0') ~= ARGV[2] then return 0 end
-redis.call('HSET', name, 'su', ARGV[3], 'st', ARGV[4], 'seeded', 1)
+redis.call('HSET', name, 'su', ARGV[3], 'st', ARGV[4], 'seeded', epoch_now())
 redis.call('PEXPIREAT', name, ARGV[5])
 local group = P .. 'g:' .. string.match(ARGV[1], '^[^|]*|[^|]*')
 redis.call('SADD', group, ARGV[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -18,11 +19,11 @@ from typing import Any, Self, cast
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from maestro_sdk.service.store.claims import PLACE_WAIT, UNDO, Claim, Kind, StoreAway, Verdict
 from maestro_sdk.service.store.config import StoreConfig
-from maestro_sdk.service.store.hold_scripts import HOLD_SCRIPTS
+from maestro_sdk.service.store.hold_scripts import BEGIN, HOLD_SCRIPTS, PREFIX
 from maestro_sdk.service.store.scripts import FINISH, RENEW, TAKE
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ _OWED = 20_000
 """Above so many commands for a store that is away only those are kept that must run: each for what the store holds."""
 _RETRY = 0.25
 _PROBE = "maestro:probe"
+_RUN = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _MICRO = 1_000_000
 
 
@@ -86,6 +88,7 @@ class SharedStore:
             socket_timeout=config.timeout,
             socket_connect_timeout=config.timeout,
             retry=Retry(NoBackoff(), 0),
+            redis_connect_func=self._greet,
         )
         self._shas = {script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in _SCRIPTS}
         self._queue: deque[_Command] = deque()
@@ -94,6 +97,7 @@ class SharedStore:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._ending = False
+        self._warned = False
         self.up = False
         self.trouble = ""
         self.on_reach: list[Callable[[], None]] = []
@@ -251,6 +255,22 @@ class SharedStore:
     async def _load(self) -> None:
         for script in _SCRIPTS:
             await self._client.script_load(script)
+
+    async def _greet(self, connection: Any) -> None:
+        """Comes before all that is asked over a connection: a server that was started anew may have forgotten much."""
+        await connection.on_connect()
+        try:
+            await connection.send_command("INFO", "server")
+            told: Any = await connection.read_response()
+            run = _RUN.search(told if isinstance(told, bytes) else str(told).encode())
+        except NoPermissionError:
+            run = None
+        if run is not None:
+            await connection.send_command("EVAL", BEGIN, 1, PREFIX, run[1])
+            await connection.read_response()
+        elif not self._warned:
+            self._warned = True
+            log.warning("the store does not tell its run_id: one that comes back with old data is not found out")
 
     async def _reach(self) -> None:
         """Finds out that the store takes what is written to it, and catches up."""

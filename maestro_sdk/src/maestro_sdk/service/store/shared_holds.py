@@ -14,6 +14,7 @@ from maestro_sdk.service.store.hold_scripts import (
     EXTEND,
     FORGET,
     ORPHANS,
+    PREFIX,
     RESERVE,
     SEED,
     SETTLE,
@@ -23,7 +24,6 @@ from maestro_sdk.service.store.hold_scripts import (
 from maestro_sdk.service.store.holds import TAKEN, Answer, Balance, Charge, Hold, Orphan, Outcome
 from maestro_sdk.service.store.shared import SharedStore
 
-_PREFIX = "maestro:budget:{all}:"
 _MICRO = 1_000_000
 _GRACE = 1.0
 _MOST = 256
@@ -54,7 +54,8 @@ class SharedHolds:
         """
         self._store = store
         self._lease = int(lease * _MICRO)
-        self._pause = lease / 3
+        # Also one that has nothing to ask finds out in time that the store is empty.
+        self._pause = min(lease / 3, grace / 2)
         self._grace = int(grace * _MICRO)
         self.on_charge = on_charge
         self.on_doubt: Callable[[Sequence[str]], None] = lambda names: None
@@ -93,7 +94,7 @@ class SharedHolds:
                 if int(told[0]) == Outcome.TAKEN:
                     self._own[hold.id] = _Own(hold)
 
-        answer = self._store.call(RESERVE, [_PREFIX], self._entry(hold, again=False), note)
+        answer = self._store.call(RESERVE, [PREFIX], self._entry(hold, again=False), note)
         self._asked[hold.id] = question
         return self._reserve(hold, answer)
 
@@ -114,13 +115,13 @@ class SharedHolds:
 
     def close(self, name: str, usd: int, tokens: int, record: bytes) -> None:
         """Settles what a life before held under this name, if it still does."""
-        self._store.send(CLOSE, [_PREFIX], [name, self._lease, record, usd, tokens], self._tell, must=True)
+        self._store.send(CLOSE, [PREFIX], [name, self._lease, record, usd, tokens], self._tell, must=True)
 
     def undo(self, hold: Hold) -> None:
         """Ends a hold that was never to be."""
         self._asked.pop(hold.id, None)
         self._own.pop(hold.id, None)
-        self._store.send(UNDO, [_PREFIX], [hold.id], must=True)
+        self._store.send(UNDO, [PREFIX], [hold.id], must=True)
 
     def leave(self, hold: Hold) -> None:
         """Lets go of a hold that another owner takes over."""
@@ -133,20 +134,20 @@ class SharedHolds:
             some = ids[start : start + _MOST]
             for name in some:
                 self._own.pop(name, None)
-            self._store.send(FORGET, [_PREFIX], list(some), must=True)
+            self._store.send(FORGET, [PREFIX], list(some), must=True)
 
     async def seed(self, counter: str, generation: int, usd: int, tokens: int, ends: int) -> bool:
         """Tells what was spent."""
-        return int(await self._store.call(SEED, [_PREFIX], [counter, generation, usd, tokens, ends])) == 1
+        return int(await self._store.call(SEED, [PREFIX], [counter, generation, usd, tokens, ends])) == 1
 
     async def unseed(self, counter: str, *, force: bool = True) -> bool | None:
         """Forgets what was spent."""
-        done = int(await self._store.call(UNSEED, [_PREFIX], [counter, int(force)]))
+        done = int(await self._store.call(UNSEED, [PREFIX], [counter, int(force)]))
         return None if done < 0 else done == 1
 
     async def orphans(self, most: int) -> Sequence[Orphan]:
         """Charges holds whose owners died."""
-        found, told = await self._store.call(ORPHANS, [_PREFIX], [self._lease, most])
+        found, told = await self._store.call(ORPHANS, [PREFIX], [self._lease, most])
         self._tell(told)
         return [
             Orphan(found[at].decode(), found[at + 1], tuple(name.decode() for name in found[at + 2]))
@@ -158,7 +159,7 @@ class SharedHolds:
         known: dict[str, Balance] = {}
         place = b"0"
         while True:
-            place, found = await self._store.call(BALANCES, [_PREFIX], [group, place, _PAGE])
+            place, found = await self._store.call(BALANCES, [PREFIX], [group, place, _PAGE])
             for at in range(0, len(found), 5):
                 name = found[at].decode()
                 known[name] = Balance(name, *(int(value) for value in found[at + 1 : at + 5]))
@@ -194,7 +195,7 @@ class SharedHolds:
                 self.on_doubt([share.counter for share in hold.shares])
             self._tell(told[1])
 
-        self._store.send(SETTLE, [_PREFIX], entry, note, must=must)
+        self._store.send(SETTLE, [PREFIX], entry, note, must=must)
 
     def _tell(self, charged: list[Any]) -> None:
         for at in range(0, len(charged), 5):
@@ -212,7 +213,7 @@ class SharedHolds:
         names = list(self._own)
         for start in range(0, len(names), _MOST):
             arguments: list[str | int | bytes] = [self._lease, *names[start : start + _MOST]]
-            self._store.send(EXTEND, [_PREFIX], arguments, self._enter_again, kept=False)
+            self._store.send(EXTEND, [PREFIX], arguments, self._enter_again, kept=False)
 
     def _enter_again(self, unknown: list[Any]) -> None:
         """The store lost what it knew."""
@@ -223,7 +224,7 @@ class SharedHolds:
             if own.settled is not None:
                 self._settle(own.hold, *own.settled, must=True)
             else:
-                self._store.send(RESERVE, [_PREFIX], self._entry(own.hold, again=True))
+                self._store.send(RESERVE, [PREFIX], self._entry(own.hold, again=True))
 
 
 def _answer(hold: Hold, told: list[Any]) -> Answer:

@@ -61,6 +61,12 @@ class Stake:
         if claims:
             self._store.finish(self._entry, claims, [used if claim.kind is Kind.SUM else 0 for claim in claims])
 
+    def undo(self) -> None:
+        """What it was taken for is not done: nothing of it counts."""
+        if self._open:
+            self._open = False
+            self._store.finish(self._entry, self._claims, [UNDO] * len(self._claims))
+
     async def _ask(self) -> Verdict:
         found = self._store.take(self._entry, self._claims)
         if isinstance(found, Verdict):
