@@ -197,7 +197,7 @@ async def test_a_million_items_are_refused_before_they_are_read(mesh: MeshProces
         begun = time.monotonic()
         async with http.post("/v1/jobs", json={"input_file_id": file_id}) as response:
             answer = await response.json()
-        assert (response.status, answer["error"]["reason"]) == (429, "TOO_LARGE")
+        assert (response.status, answer["error"]["reason"]) == (413, "TOO_LARGE")
         assert "50000 items" in answer["error"]["message"]
         assert time.monotonic() - begun < 5
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any, cast
+
+import nats
 
 from maestro.job.v1 import job_pb2 as pb
 from maestro.llm.v1.batch_pb2 import BatchItem
@@ -95,6 +98,34 @@ async def test_no_gateway_that_dies_sends_a_batch_twice(mesh: MeshProcess, jobs:
     assert set(account.answered.values()) == {1}
     for member in killed:
         await mesh.wait_restarted(member)
+
+
+async def test_an_answer_is_kept_though_a_piece_of_its_question_is_lost(
+    mesh: MeshProcess, jobs: Jobs, account: Account
+):
+    account.wire.takes = 60
+    large = [
+        BatchItem(item_id=name, chat=chat(f"[{name}] {'x' * 600_000}", model=CHEAP)) for name in ("r1450", "r1451")
+    ]
+    job = await jobs.create([*large, *questions(1452, 1)], economy=True, metadata={"team": "maps"})
+    batch = await account.one("r1450")
+    client = await cast("Any", nats).connect(f"nats://{mesh.address('nats')}")
+    try:
+        await client.jetstream().purge_stream("MAESTRO_JOB_PARTS", subject=f"maestro.jobs.parts.{job.job_id}.in.>")
+    finally:
+        await client.close()
+    account.wire.finish(batch.batch_id, "expired", answered=1)
+    over = await jobs.until(job.job_id, lambda found: found.state == pb.JOB_STATE_COMPLETED)
+    assert over.progress == pb.JobProgress(total=3, succeeded=2, failed=1)
+    found = {result.index: result for result in await jobs.listed(job.job_id)}
+    # It was paid for; nobody knows any more what it was called, or what else was to be asked.
+    assert texts(list(found.values())) == {0: text_of("r1450"), 2: text_of("r1452")}
+    assert (found[0].item.item_id, found[0].economy) == ("0", True)
+    assert "can't be read any more" in found[1].item.error.message
+    ends = [event.request_completed for event in await read_events(mesh.address("nats"))]
+    own = [end for end in ends if end.job_id == job.job_id]
+    assert [end.metadata["team"] for end in own] == ["maps"] * 2
+    assert sum(Decimal(end.cost.usd) for end in own) == Decimal(over.usage.cost_usd) > 0
 
 
 async def test_a_bound_on_cost_holds_for_batches(jobs: Jobs, account: Account):

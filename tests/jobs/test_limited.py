@@ -29,6 +29,8 @@ GATEWAYS = ("gateway", "gateway-2", "gateway-3")
 MOST = 2
 JOBS = 30 if LONG else 8
 _LEASE = 2.0
+_HELD = 6.0
+"""Seconds for which the provider holds the first items, unless their gateway is killed before."""
 _EACH = Decimal("0.000138")
 """The most that an item of the tests may cost, about: 100 tokens of output, and its question."""
 
@@ -92,14 +94,20 @@ async def kill_in_turn(mesh: MeshProcess, done: asyncio.Event, dice: random.Rand
 async def test_two_jobs_of_a_tenant_at_a_time_whoever_dies(
     limited: MeshProcess, acme: Jobs, globex: Jobs, providers: Providers, figures: list[str]
 ):
-    providers.weather["openai"] = Weather(late=1.0, lateness=0.2)
+    providers.weather["openai"] = Weather(late=1.0, lateness=_HELD)
     begun = time.monotonic()
     jobs = [await acme.create(questions(6, f"p{number}q"), max_runs=10) for number in range(JOBS)]
+    async with asyncio.timeout(_HELD):
+        while len(providers.calls) < 6 * MOST:
+            await asyncio.sleep(0.02)
+    # The provider takes its time for those, and another tenant does not wait for them.
+    providers.weather["openai"] = Weather(late=1.0, lateness=0.2)
+    other = await globex.create([BatchItem(chat=chat("[o1] go on", model=CHEAP, max_tokens=100))])
+    waited = await globex.wait(other.job_id, 60)
+    assert {(await acme.get(job.job_id)).state for job in jobs[MOST:]} == {pb.JobState.JOB_STATE_QUEUED}
     done = asyncio.Event()
     killing = asyncio.create_task(kill_in_turn(limited, done, random.Random(7)))
     try:
-        other = await globex.create([BatchItem(chat=chat("[o1] go on", model=CHEAP, max_tokens=100))])
-        waited = await globex.wait(other.job_id, 60)
         over = [await acme.wait(job.job_id, 120 + JOBS) for job in jobs]
     finally:
         done.set()
@@ -112,7 +120,6 @@ async def test_two_jobs_of_a_tenant_at_a_time_whoever_dies(
     assert most_at_once(over) == MOST
     assert waited.progress.succeeded == 1
     assert killed > 0
-    assert waited.end_time.ToNanoseconds() < max(job.start_time.ToNanoseconds() for job in over)
 
 
 async def test_a_batch_holds_its_budget_until_it_is_over(limited: MeshProcess, globex: Jobs, account: Account):
@@ -172,10 +179,16 @@ async def listed(client: Jobs, job: pb.Job) -> Sequence[pb.JobResult]:
 
 
 async def balance(mesh: MeshProcess) -> tuple[Decimal, Decimal]:
-    """What was spent of the budget, and what is held, in US dollars."""
+    """What was spent of the budget, and what is held, in US dollars, as soon as a gateway can tell."""
     headers = {"authorization": f"Bearer {KEYS['globex']}"}
-    async with aiohttp.ClientSession(mesh.url, headers=headers) as http, http.get("/v1/budgets") as response:
-        body = await response.json()
+    async with asyncio.timeout(30), aiohttp.ClientSession(mesh.url, headers=headers) as http:
+        while True:
+            async with http.get("/v1/budgets") as response:
+                body = await response.json(content_type=None)
+                if response.status != 503:
+                    break
+            await asyncio.sleep(0.1)
+    assert response.status == 200, body
     [found] = body["budgets"]
     return Decimal(found.get("spent_usd") or 0), Decimal(found.get("held_usd") or 0)
 

@@ -95,8 +95,11 @@ class Stage:
     heir: str = ""
     """Address of a second adapter, which is asked where the first one fails; empty without one."""
 
-    async def gateway(self, window: float = 30.0, *, resume: bool = False) -> Post:
-        """With `resume` the route lets another backend go on with a broken answer."""
+    async def gateway(self, window: float = 30.0, *, resume: bool = False, settled: bool = True) -> Post:
+        """With `resume` the route lets another backend go on with a broken answer.
+
+        One that is not `settled` has not heard of NATS yet.
+        """
         backends = Backends()
         published: list[Event] = []
         model = tables.model("scripted/model")
@@ -119,7 +122,8 @@ class Stage:
         await self.stack.enter_async_context(streams.journal)
         self.stack.push_async_callback(backends.close)
         self.stack.push_async_callback(streams.close)
-        assert await streams.journal.settle()
+        if settled:
+            assert await streams.journal.settle()
         return Post(streams, backends, published)
 
 

@@ -15,9 +15,10 @@ from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, FinishReason
 from maestro.llm.v1.file_pb2 import FileHeader, FilePurpose
 from maestro.llm.v1.message_pb2 import DocumentPart, Message, Part, Role, TextPart
 from maestro_gateway.cache import AnswerStore
+from maestro_gateway.cache.flight import Flight, Flights
 from maestro_gateway.files.depot import Depot
 from maestro_gateway.files.files import Files
-from maestro_sdk.errors import Overloaded
+from maestro_sdk.errors import Overloaded, Timeout
 from maestro_sdk.service.files import FilesConfig
 from maestro_sdk.testing.nats import NatsServer
 from maestro_sdk.testing.scripted import ScriptedProvider, answer
@@ -247,3 +248,23 @@ async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
         yield server
     finally:
         await server.kill()
+
+
+async def test_a_thousand_wait_for_one_each_up_to_its_own_deadline() -> None:
+    flights, clock = Flights(), asyncio.get_running_loop().time
+    flight = await flights.join("k", None)
+    assert isinstance(flight, Flight)
+    patient = [asyncio.create_task(flights.join("k", clock() + 60 if number % 2 else None)) for number in range(900)]
+    hasty = [asyncio.create_task(flights.join("k", clock() + 0.05)) for _ in range(100)]
+    ended = await asyncio.gather(*hasty, return_exceptions=True)
+    assert [type(error) for error in ended] == [Timeout] * 100
+    assert flights.waiting == 900
+    # Whoever asks leaves: one of the others asks, and nobody else.
+    flight.fail()
+    done, _ = await asyncio.wait(patient, return_when=asyncio.FIRST_COMPLETED)
+    (next_one,) = (task.result() for task in done)
+    assert isinstance(next_one, Flight)
+    next_one.land(b"answer")
+    next_one.fail()
+    assert Counter(await asyncio.gather(*patient)) == {next_one: 1, b"answer": 899}
+    assert flights.waiting == 0

@@ -38,8 +38,11 @@ from maestro.llm.v1.message_pb2 import (
     ToolResultPart,
 )
 from maestro_gateway.audit.content import Content, as_document
+from maestro_gateway.audit.recorder import Policy, Recorder
 from maestro_gateway.audit.redaction import Redactor
+from maestro_gateway.audit.wire import Wire
 from maestro_sdk.service.audits import EVERY_RULE, RuleConfig
+from maestro_sdk.tracing import Call
 
 BADGE = "B-123456"
 EMAIL = "ada.lovelace@example.com"
@@ -137,6 +140,11 @@ CASES: dict[str, tuple[ChatRequest | ChatResponse, str]] = {
     "card with narrow spaces": (said(text(CARD.replace(" ", "\u202f"))), "1111"),
     "number with hyphens that don't break": (said(text("4111\u20111111\u20111111\u20111111")), "1111"),
     "wide letters": (said(text(wide(BADGE))), wide("123")),
+    "key with what nobody sees in it": (said(text("AKIA\u200bABCDEFGH\u00ad\ufeffIJKLMNOP")), "IJKLMNOP"),
+    "address with what nobody sees in it": (said(text("ada\u2060@\u200dexam\u200cple.com")), "ple.com"),
+    "number with what nobody sees in it": (said(text("4111\u200b1111\u200b1111\u200b1111")), "1111"),
+    "wide letters with what nobody sees in them": (said(text("\u200b".join(wide(BADGE)))), wide("1")),
+    "what nobody sees, escaped": (said(call('{"to": "ada\\u200b@exam\\u200bple.com"}')), "ple.com"),
 }
 
 
@@ -202,3 +210,34 @@ def test_what_nobody_asked_to_hide_stays() -> None:
     before = as_document(asked)
     found = orjson.loads(Content(as_document(asked), as_document(ChatResponse())).document(RULES.begin()))
     assert found == {"request": before, "response": {}}
+
+
+class Held(Recorder):
+    """Brings nothing anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(Wire(""), {"acme": Policy(RULES, 60.0)}, limit=400)
+        self.held: list[bytes] = []
+
+    def keep(self, call: Call, content: bytes, retention: float) -> str:
+        self.held.append(content)
+        return "kept"
+
+
+@pytest.mark.parametrize("secret", [KEY, EMAIL, CARD, PASSWORD, BADGE])
+@pytest.mark.parametrize("before", range(20, 55, 3))
+def test_a_recording_that_ends_within_a_secret_holds_no_half_of_it(secret: str, before: int) -> None:
+    recorder = Held()
+    recording = recorder.begin(Call("r1", "acme", ""), said(text("hello")))
+    assert recording is not None
+    pieces = [*"." * before, *" token: ", *secret, *["and more, "] * 20_000]
+    for piece in pieces:
+        recording.note(StreamChatResponse(events=[ChatEvent(text=TextDelta(text=piece))]))
+    assert recording.finish()
+    (kept,) = recorder.held
+    found = orjson.loads(kept)
+    told = "".join(event["text"].get("text", "") for frame in found["frames"] for event in frame["events"])
+    assert found["truncated"]
+    assert before <= len(told) < 200
+    # The beginning of the whole as it would be recorded.
+    assert RULES.begin().redact("".join(pieces[:1000])).startswith(told)

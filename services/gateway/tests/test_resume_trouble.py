@@ -118,3 +118,28 @@ async def test_a_journal_without_room_loses_the_oldest_and_says_so(stage: Stage)
     assert "no longer kept" in gone.value.message
     stage.provider.permit(1000)
     assert text_of(await read(await one.begin(stream="req-2"))) == WHOLE, "new streams go on as ever"
+
+
+async def test_a_gateway_that_has_just_started_asks_nobody_a_second_time(stage: Stage):
+    """Its caller was cut off when another gateway died, and sends the request again, before NATS is connected here."""
+    stage.provider.permit(4)
+    one = await stage.gateway()
+    heard = await read(await one.begin(), 4)
+    two = await stage.gateway(settled=False)
+    stage.provider.permit(1000)
+    whole = await read(await two.begin())
+    assert whole[: len(heard)] == heard
+    assert whole[0].started.stream
+    assert len(stage.provider.requests) == 1
+    assert one.ends() == ["request.completed"]
+    assert two.ends() == []
+
+
+async def test_a_gateway_that_never_reaches_nats_answers_all_the_same(stage: Stage):
+    await stage.nats.kill()
+    two = await stage.gateway(settled=False)
+    stage.provider.permit(1000)
+    whole = await read(await two.begin())
+    assert not whole[0].started.stream
+    assert [event.warning.code for event in whole if event.HasField("warning")] == ["resumable_unavailable"]
+    assert two.ends() == ["request.completed"]

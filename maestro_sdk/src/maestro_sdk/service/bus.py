@@ -130,7 +130,11 @@ class Link:
         try:
             await prepare(client)
         except Exception as error:  # noqa: BLE001 - whatever it is: it is told as `trouble` and tried again
-            self.trouble = f"NATS refuses: {error!r}"
+            if self.trouble != (trouble := f"NATS refuses: {error!r}"):
+                # Once for each reason: nobody may be there to ask for it.
+                _log.warning("%s: %s", self._name, trouble)
+                self.trouble = trouble
+                self._changed()
             await asyncio.sleep(_RETRY)
         else:
             self.generation += 1

@@ -33,6 +33,8 @@ ENTRY, RECORD = "Maestro-Ledger-Entry", "Maestro-Record"
 """Headers: the entry of the ledger that a record was made of, and the identifier of the record."""
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _BATCH, _NUMBER, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
+_OLDEST = (2, 12)
+"""The first NATS that stores several messages together, or none of them."""
 _AT_ONCE = 250
 """Records that are stored together; NATS takes 1000."""
 _WORTH = 24
@@ -165,6 +167,12 @@ async def ensure_audit(client: Client) -> bool:
     It has no age of its own: the newest record of a tenant stays for ever, since the next one is appended to it. What
     is too old is pruned by whoever seals.
     """
+    version = client.connected_server_version
+    if (0, 0) < (version.major, version.minor) < _OLDEST:
+        # It would store what belongs together one by one, and let two sealers fork a chain.
+        told = f"{version.major}.{version.minor}.{version.patch}"
+        oldest = ".".join(map(str, _OLDEST))
+        raise RuntimeError(f"the audit needs NATS {oldest} or newer, and this is {told}: update the server")
     js: Any = client.jetstream(timeout=ANSWER)
     found: dict[str, Any] | None = (await ask(client, f"STREAM.INFO.{STREAM}")).get("config")
     if found is None:

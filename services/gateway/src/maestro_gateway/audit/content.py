@@ -59,6 +59,8 @@ class Content:
     response: Document | None = None
     frames: list[Document] = field(default_factory=list[Document])
     truncated: bool = False
+    ahead: int = 0
+    """The last frames, which are not recorded: they tell whether what is ends in the middle of a find."""
 
     def document(self, redaction: Redaction) -> bytes:
         """The JSON text. Raises `TooSlowError`; the content is of no use afterwards."""
@@ -70,6 +72,8 @@ class Content:
             found["response"] = self.response
         else:
             _redact_deltas(self.frames, redaction)
+            if self.ahead:
+                del self.frames[-self.ahead :]
             for number, frame in enumerate(self.frames):
                 _clean(frame, f"frames[{number}]", redaction, omitted, deltas=False)
             found["frames"] = self.frames

@@ -53,6 +53,33 @@ class Escapes:
         return start, end
 
 
+class Seen:
+    """What is left to see of a text without what `unseen` matches."""
+
+    def __init__(self, text: str, unseen: re.Pattern[str]) -> None:
+        kept: list[str] = []
+        # Where pieces begin that are seen: in `text`, and as written.
+        self._seen: list[int] = []
+        self._written: list[int] = []
+        length = at = 0
+        for begin, end in [*(match.span() for match in unseen.finditer(text)), (len(text), len(text))]:
+            if begin > at:
+                self._seen.append(length)
+                self._written.append(at)
+                kept.append(text[at:begin])
+                length += begin - at
+            at = end
+        self.text = "".join(kept)
+
+    def written(self, start: int, end: int) -> tuple[int, int]:
+        """Where a span of `text` that holds something is written."""
+        return self._place(start), self._place(end - 1) + 1
+
+    def _place(self, place: int) -> int:
+        number = bisect_right(self._seen, place) - 1
+        return self._written[number] + place - self._seen[number]
+
+
 def _character(escape: re.Match[str]) -> str:
     code, letter = escape.groups()
     return chr(int(code, 16)) if code is not None else _MEANT.get(letter, letter)

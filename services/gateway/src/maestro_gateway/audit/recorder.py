@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _ROOM = 32 * 2**20
 """Bytes of content that wait for NATS; of what is more nothing is recorded."""
+_AHEAD = 32 * 1024
+"""Bytes of an answer behind its limit that are looked at: a secret that begins before it must not be kept by half."""
 _RETRY = 0.5
 _TRIES = 20
 _LAST_WORDS = 2.0
@@ -130,11 +132,14 @@ class Recording:
 
     def note(self, batch: StreamChatResponse) -> None:
         """Takes a piece of a streamed answer."""
+        before = self._left
         self._left -= batch.ByteSize()
         if self._left < 0:
             self._content.truncated = True
-        else:
-            self._content.frames.append(as_document(batch))
+            if before <= -_AHEAD:
+                return
+            self._content.ahead += 1
+        self._content.frames.append(as_document(batch))
 
     def take(self, response: ChatResponse) -> None:
         """Takes a whole answer."""

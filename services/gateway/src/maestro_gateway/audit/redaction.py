@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from maestro_gateway.audit.escapes import LEVELS, Escapes
+from maestro_gateway.audit.escapes import LEVELS, Escapes, Seen
 from maestro_sdk.service.audits import RuleConfig
 from maestro_sdk.service.patterns import LONGEST
 
@@ -34,6 +34,12 @@ _PLAIN = str.maketrans(
     }
 )
 """Characters that only look different, each with one that rules know."""
+
+
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]+"
+)
+"""Characters that nobody sees, which may stand in the middle of what rules know."""
 
 
 class TooSlowError(Exception):
@@ -161,8 +167,13 @@ class Redaction:
 
     def _look(self, text: str) -> list[Span]:
         spans: list[Span] = []
-        if not text.isascii() and (plain := text.translate(_PLAIN)) != text:
-            spans = self._search_all(plain)
+        if not text.isascii():
+            if (plain := text.translate(_PLAIN)) != text:
+                spans = self._search_all(plain)
+            if _UNSEEN.search(text) is not None:
+                seen = Seen(text, _UNSEEN)
+                found = self._search_all(seen.text.translate(_PLAIN))
+                spans += (Span(*seen.written(start, end), rule) for start, end, rule in found if end > start)
         return spans + self._search_all(text)
 
     def _search_all(self, text: str) -> list[Span]:

@@ -166,20 +166,21 @@ class _Turn:
             if event.id not in self._known and (record := record_of(event)) is not None:
                 self._remember(event.id)
                 chains.setdefault(event.tenant, []).append((Place(ledger, entry.sequence), record))
-        try:
-            async with asyncio.TaskGroup() as group:
-                for records in chains.values():
-                    group.create_task(self._append(records))
-        except ExceptionGroup as error:
-            # What is known as sealed may not be: the next turn begins with what the chains hold.
-            self._position = None
-            self._known.clear()
-            raise error.exceptions[0] from None
+        # No TaskGroup: when one fails, Python 3.11 leaves this task as one that was cancelled.
+        told = await asyncio.gather(*map(self._append, chains.values()), return_exceptions=True)
+        for error in told:
+            if error is not None:
+                # What is known as sealed may not be: the next turn begins with what the chains hold.
+                self._position = None
+                self._known.clear()
+                raise error
 
     async def _append(self, records: Sequence[tuple[Place, AuditRecord]]) -> None:
         async with self._side_by_side:
             heed_cancellation()
-            self._sealer.sealed += await self._chains.append(records)
+            # In two steps: other tenants are counted meanwhile.
+            count = await self._chains.append(records)
+            self._sealer.sealed += count
 
     async def _learn(self) -> None:
         """Remembers the newest records."""

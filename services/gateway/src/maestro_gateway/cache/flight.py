@@ -8,7 +8,7 @@ from maestro_sdk.errors import Timeout
 
 _LEADERS = 2
 """Calls that one request waits for at most: where they fail, many requests must not fail one after the other."""
-_MOST = 256
+_MOST = 4096
 """Requests that wait for one call; further ones ask by themselves."""
 
 

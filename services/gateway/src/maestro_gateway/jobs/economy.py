@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from maestro.llm.v1.batch_pb2 import Batch, BatchItem, BatchItemResult, BatchState
+from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro_gateway.files.attachments import attach
 from maestro_gateway.jobs.batched import Batched
@@ -204,11 +205,9 @@ class Economist:
                     continue  # as usual, it fails with that
                 item = BatchItem.FromString(data)
                 backend = fits(item, self.mesh, record.tenant)
-                if backend is not None:
-                    cost = most_cost(self.mesh, item, record.tenant)
-                    if await self.holdings.take(record, index, item):
-                        found.append((index, len(data), backend))
-                        costs[index] = cost
+                if backend is not None and await self.holdings.take(record, index, item):
+                    found.append((index, len(data), backend))
+                    costs[index] = most_cost(self.mesh, item, record.tenant)
         if record.max_cost is not None:
             leaves = await Purses(self.streams).take_all(record, costs)
             self.holdings.give_back(record, [index for index, leave in leaves.items() if leave is not Leave.GIVEN])
@@ -320,8 +319,6 @@ class Economist:
         if await batched.has_result(index):
             return True
         record, item = batched.record, await batched.item(index)
-        if item is None:
-            return False
         failed = found.WhichOneof("outcome") not in {"chat", "embed"}
         note = Note(runs=1)
         again = failed and (found.error.retryable or found.error.reason in _AGAIN)
@@ -329,6 +326,10 @@ class Economist:
             if not stop:
                 await batched.note_run(index, note)
             return False
+        if item is None and failed:
+            return False
+        # Where a piece of the question is lost the answer is there all the same, and paid for.
+        item = item or BatchItem(item_id=str(index), chat=ChatRequest(model=backend.model))
         count_in(note, found, backend)
         result = result_of(index, item.item_id, note, FAILED if failed else SUCCEEDED, None)
         result.economy = True

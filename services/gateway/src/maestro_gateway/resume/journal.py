@@ -92,8 +92,10 @@ class Journal:
         return self._link.up
 
     async def settle(self) -> bool:
-        """Waits for the first word about the connection; whether it stands."""
-        await self._known.wait()
+        """Waits for the first word about the connection, which who has just started lacks; whether it stands."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER):
+                await self._known.wait()
         return self._link.up
 
     @property

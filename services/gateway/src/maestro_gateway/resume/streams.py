@@ -75,6 +75,8 @@ class Streams:
         if (running := self.running.get(subject)) is not None:
             _compare(running.begun.request, request)
             return Reading(self, tenant, stream)
+        # Without that, the request would be answered a second time where another gateway answers it already.
+        await self.journal.settle()
         unkept = self._obstacle()
         if not unkept:
             try:
