@@ -25,7 +25,7 @@ from grpc_status import rpc_status
 from maestro.gateway.v1 import http_pb2, http_pb2_grpc
 from maestro.llm.v1 import chat_pb2, chat_pb2_grpc
 from maestro_sdk.cli.rendering import EnvoyValues, render_envoy
-from maestro_sdk.errors import InvalidRequest, MaestroError, RateLimited, Violation, to_status
+from maestro_sdk.errors import BY_REASON, InvalidRequest, MaestroError, RateLimited, Violation, to_status
 from maestro_sdk.service.free_ports import find_free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +104,9 @@ class RestDouble(http_pb2_grpc.HttpServiceServicer):
 
     async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.body = request.data
+        if request.data.startswith(b'{"reason":'):
+            told = json.loads(request.data)
+            await abort(context, BY_REASON[told.pop("reason")](**told))
         return HttpBody(content_type=JSON, data=b"{}")
 
     async def GetProviderHealth(self, request: Any, context: Any) -> Any:  # noqa: N802

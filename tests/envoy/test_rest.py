@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import aiohttp
 import pytest
 import yaml
 
+from maestro_sdk.errors import BY_REASON, to_json
 from maestro_sdk.tracing import time_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -72,6 +75,36 @@ async def test_verdicts_of_a_rich_status_survive(mesh: Any) -> None:
     response, body = await mesh.ask("limited status")
     error = error_of(body)
     assert (response.status, error["reason"], error["retryable"]) == (429, "RATE_LIMITED", True)
+
+
+async def test_every_reason_has_its_status_and_its_facts(mesh: Any) -> None:
+    metadata = {"model": 'o/"m"', "known": "a\\", "tried": '{"metadata":{"retryable":"maybe"},', "upstream_code": ""}
+    for reason, kind in BY_REASON.items():
+        for wait in (None, 2, 0.25):
+            message = f"{reason}: ä"
+            asked = {"reason": reason, "message": message, "metadata": metadata, "retry_after": wait}
+            headers = {"x-request-id": f"req.{reason}"}
+            url = f"{mesh.url}/v1/router:explain"
+            async with mesh.client.post(url, data=json.dumps(asked), headers=headers) as response:
+                error = error_of(await response.read())
+            expected = to_json(kind(message, metadata=metadata, retry_after=wait))["error"]
+            assert error == expected | {"request_id": f"req.{reason}"}
+            assert response.status == kind.http_status
+            assert response.headers.getall("x-request-id") == [f"req.{reason}"]
+            assert response.headers.get("retry-after") == (None if wait is None else str(math.ceil(wait)))
+            assert response.headers.get("www-authenticate") == ("Bearer" if response.status == 401 else None)
+
+
+async def test_the_table_of_reasons_is_true() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| `")]
+    told: dict[str, tuple[int, str]] = {}
+    for names, statuses, codes in (row for row in rows if row[1].strip()[:1].isdigit()):
+        reasons = re.findall(r"`(\w+)`", names)
+        for number, reason in enumerate(reasons):
+            status, code = ([part.strip() for part in cell.split("/")] for cell in (statuses, codes))
+            told[reason] = int(status[number % len(status)]), code[number % len(code)]
+    assert told == {reason: (kind.http_status, kind.code.name) for reason, kind in BY_REASON.items()}
 
 
 async def test_crash_of_the_gateway_is_internal(mesh: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import aiohttp
 import grpc
 import orjson
 import pytest
+from aiohttp.client_exceptions import ClientConnectionResetError
 
 from maestro.event.v1 import event_pb2 as pb
 from maestro_gateway.events.server_sent import EventResponse
@@ -290,6 +292,39 @@ async def test_a_reader_that_takes_nothing_gets_a_notice_once_it_reads_again() -
     await asyncio.wait_for(running, 5)
     assert [piece.split(b"\n")[0] for piece in unread.written[1:]] == [b"id: 3", b"id: 6", b"id: 6", b"end"]
     assert b'"kind":"slow_consumer"' in unread.written[-2]
+
+
+class Leaving(Unread):
+    """Its reader is found gone by the last write, while the server ends the request for the same reason."""
+
+    async def write(self, data: bytes) -> None:
+        self.written.append(data)
+        try:
+            await self.ended.wait()
+        except asyncio.CancelledError:
+            raise ClientConnectionResetError("Cannot write to closing transport") from None
+
+
+async def test_a_reader_that_is_found_gone_twice_leaves_no_error_behind() -> None:
+    from .test_events import Endless
+
+    lost: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, told: lost.append(told))
+    endless: Any = Endless()
+    request: Any = None
+    stream = EventResponse(request, endless, callers=False, ping=9.0, request_id="r")
+    leaving: Any = Leaving()
+    stream.response = leaving
+    running = asyncio.create_task(stream.run())
+    async with asyncio.timeout(5):
+        while not leaving.written:
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait((running,))
+    assert running.cancelled()
+    del stream, running
+    gc.collect()
+    assert lost == []
 
 
 async def test_grpc_drops_a_reader_that_takes_nothing(start: Start, nats_url: str, publisher: EventPublisher) -> None:

@@ -14,7 +14,16 @@ from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro.llm.v1.model_pb2 import GetInfoRequest, ListModelsRequest
 from maestro_gateway.identity.keys import configured
 from maestro_sdk.adapter.fold import fold
-from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, Unauthenticated, from_rpc_error
+from maestro_sdk.errors import (
+    Cancelled,
+    CapabilityUnavailable,
+    InvalidRequest,
+    MaestroError,
+    ProviderAuth,
+    Unauthenticated,
+    UpstreamError,
+    from_rpc_error,
+)
 from maestro_sdk.testing.scripted import Fault, ScriptedProvider, answer
 
 from .conftest import KEY, Start, metadata
@@ -116,6 +125,39 @@ async def test_tokens_are_counted_by_the_planned_backend(start: Start) -> None:
     gateway = await start(Counting())
     count = await gateway.chats.CountTokens(CountTokensRequest(request=request("12345")), metadata=metadata(KEY))
     assert (count.input_tokens, count.estimated) == (5, False)
+
+
+class Refusing(ScriptedProvider):
+    """An adapter of another mesh, or one that goes down."""
+
+    def __init__(self, error: MaestroError) -> None:
+        super().__init__()
+        self.refusal = error
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        raise self.refusal
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (Unauthenticated("the call is not from this mesh", failover=True), ProviderAuth),
+        (Unauthenticated("who is that?"), ProviderAuth),
+        (Cancelled("shutting down"), UpstreamError),
+    ],
+)
+async def test_a_count_refused_to_the_gateway_is_not_the_callers_fault(
+    start: Start, refusal: MaestroError, told: type[MaestroError]
+) -> None:
+    asked = CountTokensRequest(request=request("12345"))
+    gateway = await start(Refusing(refusal), Refusing(refusal))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gateway.chats.CountTokens(asked, metadata=metadata(KEY))
+    error = from_rpc_error(caught.value)
+    assert type(error) is told
+    assert refusal.message in error.message
+    gateway = await start(Refusing(refusal), Counting())
+    assert (await gateway.chats.CountTokens(asked, metadata=metadata(KEY))).input_tokens == 5
 
 
 async def test_models_of_the_whole_mesh_by_pages(start: Start) -> None:

@@ -18,6 +18,7 @@ from maestro_gateway.limits import current_ticket, openai_headers
 from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_gateway.resume.service import send_pieces
 from maestro_sdk.errors import MaestroError, Unimplemented, from_rpc_error
+from maestro_sdk.mesh.breach import passed_on
 from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.mesh.plan import refusal
 from maestro_sdk.service.validation import VALIDATED
@@ -70,7 +71,7 @@ class ChatService(ChatServiceServicer):
                     request, metadata=(*outgoing_metadata(), VALIDATED), timeout=context.time_remaining()
                 )
             except grpc.aio.AioRpcError as error:
-                last = from_rpc_error(error)
+                last = passed_on(from_rpc_error(error))
                 if not (last.failover or isinstance(last, Unimplemented)):
                     raise last from None
         if not isinstance(last, Unimplemented):

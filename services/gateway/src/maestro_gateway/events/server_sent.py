@@ -76,7 +76,8 @@ class EventResponse:
         finally:
             # Whoever reads has gone when this is a cancellation.
             sending.cancel()
-            await asyncio.wait((sending,))
+            # It gives the error of a task that nobody asks for it, too: the reader may be found gone at the same time.
+            await asyncio.gather(sending, return_exceptions=True)
         if not sending.cancelled():
             sending.result()
 

@@ -109,7 +109,7 @@ class _Out:
         try:
             done, _ = await asyncio.wait((writing,), timeout=patience)
         except asyncio.CancelledError:
-            writing.cancel()
+            _drop(writing)
             raise
         if done:
             self._writing = None
@@ -119,13 +119,19 @@ class _Out:
     def close(self) -> None:
         """Forgets a message that nobody takes."""
         if self._writing is not None:
-            self._writing.cancel()
+            _drop(self._writing)
 
     def _too_slow(self) -> MaestroError:
         return TenantConcurrency(
             f"events were not taken in time; subscribe again with after_sequence={self._sent}",
             metadata={"after_sequence": str(self._sent)},
         )
+
+
+def _drop(writing: asyncio.Future[None]) -> None:
+    """Ends a write that nobody waits for any more; that its reader has gone is no error of anybody."""
+    writing.cancel()
+    writing.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _notice(kind: SubscriptionNoticeKind.ValueType, sequence: int, message: str) -> SubscriptionNotice:
