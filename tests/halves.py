@@ -16,7 +16,7 @@ from collections import Counter
 # Whole meshes under load whose processes are killed: they take as long as everything else together.
 PROOFS = (
     ("tests/chaos", "tests/events", "tests/jobs", "tests/usage"),
-    ("tests/audit", "tests/budgets", "tests/isolation", "tests/replicas", "tests/resume"),
+    ("tests/audit", "tests/budgets", "tests/isolation", "tests/peers", "tests/replicas", "tests/resume"),
 )
 HALVES = (
     ("maestro_sdk/tests", "services"),

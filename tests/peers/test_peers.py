@@ -37,10 +37,9 @@ from maestro_sdk.testing.mesh import MeshProcess
 from maestro_sdk.testing.scripted import ScriptedProvider, scripted_model
 from maestro_sdk.testing.servers import serve
 
-from .conftest import asked, bearer
+from .conftest import KEY, asked, bearer
 
 grpc_health: Any = health  # its asyncio half has no types
-KEY = "mk-peers-0123456789abcdef"
 MODEL = "openai/gpt-6-luna"
 OUTER = "outer/model"
 FORGED = (("x-maestro-tenant", "acme"), ("x-maestro-call-key", "k"), ("x-request-id", "forged-1"), VALIDATED)
@@ -108,8 +107,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
 
 async def refusals(channel: grpc.aio.Channel, sent: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """What every method behind the gateway says to a caller that sends this."""
-    chat = asked()
-    chat.model = MODEL
+    chat = asked(MODEL)
     count = CountTokensRequest(request=chat)
     embed = EmbedRequest(model="openai/text-embedding-3-small", inputs=[EmbedInput(text="hello")])
     adapter, router = ChatServiceStub(channel), RouterServiceStub(channel)
@@ -167,8 +165,7 @@ async def test_what_a_caller_claims_ends_at_the_gateway(stage: Stage) -> None:
     async with open_channel(stage.process.target) as through, open_channel(stage.process.address("gateway")) as beside:
         for channel in (through, beside):
             stage.outer.seen.clear()
-            request = asked()
-            request.model = OUTER
+            request = asked(OUTER)
             sent = (*bearer(KEY), *claims.items())
             assert (await ChatServiceStub(channel).Chat(request, metadata=sent, timeout=10)).parts
             [seen] = stage.outer.seen

@@ -15,9 +15,20 @@ from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.meshes import MeshTlsConfig
 from maestro_sdk.service.peer import Certificates, Peer
 from maestro_sdk.testing.authority import Authority
+from maestro_sdk.testing.callers import question
 from maestro_sdk.testing.mesh import MeshProcess
 
-from .conftest import CONFIG, MODEL, ROOT, WORDS, asked
+from .conftest import KEY, asked
+
+MODEL = "local/offline"
+CONFIG: dict[str, Any] = {
+    "version": 1,
+    "gateway": {"replicas": 2},
+    "adapters": {"local": {"module": "maestro_adapter_local", "address": "127.0.0.1:50065"}},
+    "routes": {"default": {"targets": [MODEL]}},
+    "aliases": {},
+    "grace": "2s",
+}
 
 
 async def refused(channel: grpc.aio.Channel, call: Any) -> bool:
@@ -32,18 +43,18 @@ async def test_a_mesh_of_certificates(tmp_path: Path, figures: list[str]) -> Non
     authority = Authority(tmp_path)
     tls = authority.issue("mesh", ["mesh.internal"]) | {"name": "mesh.internal"}
     stranger = Certificates(*MeshTlsConfig.model_validate(Authority(tmp_path, "other").issue("x")).read())
-    config = CONFIG | {"gateway": {"replicas": 2}, "mesh": {"tls": tls}}
-    async with MeshProcess(tmp_path, config, {"MAESTRO_KEY": ROOT}) as mesh, aiohttp.ClientSession() as http:
+    config = CONFIG | {"mesh": {"tls": tls}}
+    async with MeshProcess(tmp_path, config, {"MAESTRO_KEY": KEY}) as mesh, aiohttp.ClientSession() as http:
         # What the command makes where nothing else protects the mesh is not needed here.
         assert not (mesh.data / "mesh-token").exists()
-        headers, body = {"authorization": f"Bearer {ROOT}"}, {"model": MODEL, "messages": WORDS}
+        headers, body = {"authorization": f"Bearer {KEY}"}, question(model=MODEL)
 
         async def chat() -> int:
             async with http.post(f"{mesh.url}/v1/chat", json=body, headers=headers) as response:
                 return response.status
 
         async def ask(channel: grpc.aio.Channel) -> None:
-            await ChatServiceStub(channel).Chat(asked(), timeout=10)
+            await ChatServiceStub(channel).Chat(asked(MODEL), timeout=10)
 
         async def list_backends(channel: grpc.aio.Channel) -> None:
             await RouterServiceStub(channel).ListBackends(router_pb2.ListBackendsRequest(), timeout=10)
