@@ -462,6 +462,22 @@ async def test_a_caller_who_goes_away_closes_the_handler_at_once() -> None:
         await asyncio.wait_for(files.closed.wait(), 2)
 
 
+async def test_a_write_to_a_caller_who_has_just_gone_is_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    # What gRPC raises when the connection breaks between the start of a write and the news of its end.
+    too_late = next(kind for kind in grpc.aio.InternalError.__subclasses__() if kind.__name__ == "ExecuteBatchError")
+
+    async def write(context: Any) -> None:
+        raise too_late("Failed grpc_call_start_batch")
+
+    chats = Chats()
+    chats.stream = write
+    async with served(chats) as (channel, _):
+        stream = ChatStub(channel).StreamChat(REQUEST, timeout=0.2)
+        with pytest.raises(grpc.RpcError):
+            await stream.read()
+    assert caplog.records == []
+
+
 async def test_a_drain_ends_endless_streams_only() -> None:
     chats, files = Chats(), make_files()
     release = asyncio.Event()

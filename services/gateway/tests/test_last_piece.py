@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any, cast
 
+import grpc
 import orjson
 import pytest
 from google.api.httpbody_pb2 import HttpBody
 
+from maestro.llm.v1.chat_pb2 import ChatEvent, StreamChatResponse, TextDelta
+from maestro_gateway.facade import Facade
+from maestro_gateway.json_codec.answer import Frames, encode_error
 from maestro_sdk.testing.scripted import Fault, ScriptedProvider, answer
+from maestro_sdk.tracing import Call, enter_call
 
 from .conftest import KEY, Gateway, Start, metadata, question
 
@@ -61,6 +68,29 @@ async def test_every_end_is_told_once(start: Start, door: str, fault: Fault | No
     assert len(names) == len(set(names))
     await gateway.event("request.completed" if good else "request.failed")
     assert len(gateway.events) == 2 + len([event for event in gateway.events if event.kind.startswith("attempt")])
+
+
+async def test_a_write_to_a_reader_who_has_just_gone_is_told_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """gRPC says so when a connection breaks between the start of a write and the news of that."""
+
+    class Gone:
+        async def send_initial_metadata(self, metadata: Any) -> None: ...
+
+        async def write(self, message: bytes) -> None:
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch")
+
+    class Source:
+        route, finished = "default", False
+
+    async def batches() -> AsyncGenerator[StreamChatResponse]:
+        yield StreamChatResponse(events=[ChatEvent(text=TextDelta(text="Hello"))])
+
+    routers = SimpleNamespace(degraded=False)
+    facade = Facade(cast("Any", SimpleNamespace(routers=routers)), encode_error, max_body=9, ping=1.0)
+    enter_call(Call("req_1", "acme", ""))
+    with pytest.raises(grpc.aio.InternalError):
+        await facade.send(Source(), batches(), Frames([], 0), Gone())
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("door", list(BODIES))

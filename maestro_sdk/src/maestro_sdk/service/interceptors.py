@@ -180,6 +180,9 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 return await inner(request, context)
             except grpc.aio.AbortError:
                 raise
+            except grpc.aio.InternalError:
+                # Nothing can be written any more: the caller went away this moment. gRPC would log it as a fault.
+                raise asyncio.CancelledError from None
             except asyncio.CancelledError:
                 if task not in self._ended:
                     raise

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import aclosing
 from typing import Any, Protocol
 
+import grpc
 from google.api.httpbody_pb2 import HttpBody
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse
@@ -117,6 +118,9 @@ class Facade:
             if headers := self._late_headers(made):
                 await context.send_initial_metadata(headers)
             return made if isinstance(made, HttpBody) else HttpBody(content_type=JSON, data=made)
+        except grpc.aio.InternalError:
+            # Nothing can be written any more: the caller has gone, and nobody is left to tell.
+            raise
         except Exception as error:  # noqa: BLE001 - the border: every error gets the shape of this API
             return await self._refused(context, error)
 
@@ -171,7 +175,7 @@ class Facade:
                     elif data:
                         await pulse.write(send(data))
         except Exception as error:
-            if not begun:
+            if not begun or isinstance(error, grpc.aio.InternalError):
                 raise
             last.data += frames.error(known(error), call.request_id)
         return last
