@@ -23,6 +23,7 @@ INPUT = {"openai": 14, "anthropic": 17}
 ROUTES = {"to-prefill": "openai", "to-instruction": "anthropic"}
 """Who is cut; the other one goes on, by prefill where the route says so, else by an instruction."""
 AT_ONCE = 24
+_LATE = 0.5
 _TOLD = re.compile(r"w\d\d(?: w\d\d)*")
 
 
@@ -70,7 +71,14 @@ def goes_on(wire: Wire) -> Reply:
 
 def cut_after(wire: Wire, provider: str, words: int) -> Reply:
     """A stream that is cut; what it counted before is its input alone."""
-    return wire.cut_after(words, Answer(pieces=PIECES, tokens=Tokens(input=INPUT[provider], output=0)))
+
+    def reply(seen: Seen) -> Sequence[Step]:
+        answer = Answer(pieces=PIECES, tokens=Tokens(input=INPUT[provider], output=0))
+        *steps, cut = wire.cut_after(words, answer)(seen)
+        # What was not read yet is dropped with the connection: here each word counts, on a busy machine too.
+        return (*steps, Wait(_LATE), cut)
+
+    return reply
 
 
 async def drill(case: Case, stage: Stage, stand: Stand) -> None:
