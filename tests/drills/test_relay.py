@@ -71,12 +71,15 @@ def goes_on(wire: Wire) -> Reply:
 
 def cut_after(wire: Wire, provider: str, words: int) -> Reply:
     """A stream that is cut; what it counted before is its input alone."""
+    return wire.cut_after(words, Answer(pieces=PIECES, tokens=Tokens(input=INPUT[provider], output=0)))
+
+
+def late(cut: Reply) -> Reply:
+    """The same somewhat later: what was not read before a cut is dropped, and a busy machine reads late."""
 
     def reply(seen: Seen) -> Sequence[Step]:
-        answer = Answer(pieces=PIECES, tokens=Tokens(input=INPUT[provider], output=0))
-        *steps, cut = wire.cut_after(words, answer)(seen)
-        # What was not read yet is dropped with the connection: here each word counts, on a busy machine too.
-        return (*steps, Wait(_LATE), cut)
+        *steps, last = cut(seen)
+        return (*steps, Wait(_LATE), last)
 
     return reply
 
@@ -85,7 +88,7 @@ async def drill(case: Case, stage: Stage, stand: Stand) -> None:
     """One case. Raises `AssertionError` with all that is wrong."""
     first = ROUTES[case.route]
     second = OTHER[first]
-    stage.script(case.name, first, cut_after(WIRES[first], first, case.words))
+    stage.script(case.name, first, late(cut_after(WIRES[first], first, case.words)))
     stage.script(case.name, second, goes_on(WIRES[second]))
     got = await ask(stand, case.door, prompt(case.name), model=case.route)
     assert got.text == TEXT, f"the text is {got.text!r}"
