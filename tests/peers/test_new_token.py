@@ -21,7 +21,7 @@ from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.peer import Peer
 from maestro_sdk.testing.callers import Caller, question
-from maestro_sdk.testing.chaos.load import Load
+from maestro_sdk.testing.chaos.load import Load, Shown
 from maestro_sdk.testing.mesh import MeshProcess
 from maestro_sdk.testing.nats import NatsServer
 from maestro_sdk.testing.redis import RedisServer, find_redis
@@ -137,6 +137,11 @@ async def refuses(address: str, token: str) -> bool:
     return False
 
 
+def turned_away(shown: Shown) -> bool:
+    """Whether a gateway that stopped closed the call before it began: its caller asks again. No token does that."""
+    return not shown.started and (shown.broken == "socket closed with 1001" or shown.terminals == ["CANCELLED"])
+
+
 @pytest.mark.skipif(find_redis() is None, reason="neither redis-server nor valkey-server is installed")
 async def test_a_new_token_under_load(tmp_path: Path, figures: list[str]) -> None:
     tokens = Tokens(tmp_path)
@@ -178,11 +183,15 @@ async def test_a_new_token_under_load(tmp_path: Path, figures: list[str]) -> Non
                             await load.answers(10)
                         await echo.restart()
                         await until(whole)
-                assert [shown for shown in load.shown if not shown.answered] == []
+                failed = [shown for shown in load.shown if not shown.answered]
+                assert [shown for shown in failed if not turned_away(shown)] == []
                 assert [await refuses(address, OLD) for address in adapters] == [True, True]
                 answer = await caller.chat(question("hello again", model=ECHO))
                 assert (answer.status, answer.json()["text"]) == (200, "hello again")
             for log in (mesh.data / "log").glob("*.log"):
                 text = log.read_text(errors="replace")
                 assert not any(secret in text for secret in (OLD, NEW, WORD)), log
-    figures.append(f"a new token by 18 restarts under 8 clients: {len(load.shown)} answers, 0 failed")
+    figures.append(
+        f"a new token by 18 restarts under 8 clients: {len(load.shown)} calls, {len(failed)} of them turned away by a "
+        "gateway that stopped, 0 failed"
+    )
