@@ -12,15 +12,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 
 # Whole meshes under load whose processes are killed: they take as long as everything else together.
 PROOFS = (
     ("tests/chaos", "tests/events", "tests/jobs", "tests/usage"),
     ("tests/audit", "tests/budgets", "tests/isolation", "tests/peers", "tests/replicas", "tests/resume"),
 )
+_ADAPTERS = sorted(str(path) for path in Path("services").glob("adapter-*"))
 HALVES = (
-    ("maestro_sdk/tests", "services"),
-    ("tests", *(f"--ignore={folder}" for half in PROOFS for folder in half)),
+    ("maestro_sdk/tests", "services/gateway", "services/router"),
+    (*_ADAPTERS, "tests", *(f"--ignore={folder}" for half in PROOFS for folder in half)),
 )
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|warnings?|deselected)\b")
 _INTERRUPTED = 130

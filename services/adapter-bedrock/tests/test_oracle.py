@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +29,29 @@ MODEL = "anthropic.claude-sonnet-4-5-20250929-v1:0"
 OUTGOING = Outgoing({}, MODEL, "/model/x", MODEL, tool_names={"time_now": "time.now"})
 
 
-@pytest.fixture(scope="module")
-def client_at() -> Any:
+@pytest.fixture
+def client_at() -> Iterator[Any]:
     # Imported late: it takes a while, and only these tests need it.
     import boto3
     from botocore.config import Config
 
-    def make(url: str) -> Any:
-        return boto3.client(
-            "bedrock-runtime",
-            region_name="us-east-1",
-            endpoint_url=url,
-            aws_access_key_id="AKIDEXAMPLE",
-            aws_secret_access_key="a/secret+key",
-            aws_session_token="a-session-token",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
+    with ExitStack() as clients:
 
-    return make
+        def make(url: str) -> Any:
+            client: Any = boto3.client(
+                "bedrock-runtime",
+                region_name="us-east-1",
+                endpoint_url=url,
+                aws_access_key_id="AKIDEXAMPLE",
+                aws_secret_access_key="a/secret+key",
+                aws_session_token="a-session-token",
+                config=Config(retries={"total_max_attempts": 1}),
+            )
+            # Its connections would be left to the garbage collector, which tells that of some other test.
+            clients.callback(client.close)
+            return client
+
+        yield make
 
 
 def read_request(name: str) -> ChatRequest:
