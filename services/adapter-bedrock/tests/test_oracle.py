@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,11 @@ async def test_it_reads_the_same_stream(name: str, client_at: Any) -> None:
     def read(url: str) -> tuple[list[Any], Exception | None]:
         answer = client_at(url).converse_stream(modelId=MODEL, messages=[{"role": "user", "content": [{"text": "hi"}]}])
         events: list[Any] = []
-        try:
-            events.extend(answer["stream"])
-        except EventStreamError as error:
-            return events, error
+        with closing(answer["stream"]) as stream:
+            try:
+                events.extend(stream)
+            except EventStreamError as error:
+                return events, error
         return events, None
 
     async with FaultServer() as server:
