@@ -130,6 +130,7 @@ async def test_nothing_comes_out_of_any_door(stage: Stage, figures: list[str]) -
     live = await owner.ask("GET", f"/v1/chat/{owned.ids['live']}/events")
     assert "CANCELLED" not in live
     assert "[DONE]" in live
+    await _told(stage, owned.ids["live"])
 
 
 _NUMBERS = {"after", "number", "call_id", "session"}
@@ -153,6 +154,14 @@ async def _live(stage: Stage) -> None:
     async with stage.http.post(f"{stage.process.url}/v1/chat", json=body, headers=key) as response:
         assert response.status == 200
         await response.content.readuntil(b"\n\n")
+
+
+async def _told(stage: Stage, request_id: str) -> None:
+    """Returns when the end of a request is in the books: they are written after its answer, and belong to the state."""
+    owner, letters = stage.client("owner"), filled("/v1/webhooks/{webhook}/dead-letters", stage.owned.ids)
+    await owner.until("/v1/audit", lambda found: any(each["request_id"] == request_id for each in found["records"]))
+    end = {"kind": "request.completed", "subject": f"request/{request_id}"}
+    await owner.until(letters, lambda found: any(end.items() <= each["event"].items() for each in found["letters"]))
 
 
 async def _state(stage: Stage) -> Any:
