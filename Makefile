@@ -11,6 +11,8 @@ export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONPATH
+# Python keeps what it compiled: each process of a mesh would compile all that it imports, and start twice as late.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up down test prove lint format proto openapi proto-check lock conformance conformance-claude-code capabilities chaos openapi-fuzz drills bench-smoke bench-adapters bench-router bench-plan clean
@@ -26,11 +28,11 @@ up: setup ## Start the whole mesh: Envoy, NATS and every service
 down: setup ## Stop the mesh
 	@$(BIN)/maestro down
 
-test: setup ## Run the tests, in two halves side by side (ARGS="-k name" to choose some, in one)
-	@$(BIN)/python $(if $(ARGS),-m pytest $(ARGS),tests/halves.py)
+test: setup ## Run the tests, in parts, two at a time (ARGS="-k name" to choose some, in one)
+	@$(BIN)/python $(if $(ARGS),-m pytest $(ARGS),tests/parts.py)
 
 prove: setup ## Run the proofs: whole meshes under load, whose processes are killed
-	@$(BIN)/python tests/halves.py proofs
+	@$(BIN)/python tests/parts.py proofs
 
 lint: setup ## Check style, types and the contract; change nothing
 	$(BIN)/ruff check

@@ -225,7 +225,8 @@ async def test_a_large_answer_is_read_beside_the_loop(server: FaultServer, wire:
 
     async def beat() -> None:
         while True:
-            beats.append(time.monotonic())
+            # Time that the machine gives to others does not count: what holds the loop up takes time of this process.
+            beats.append(time.process_time())
             await asyncio.sleep(0.001)
 
     heart = asyncio.create_task(beat())
