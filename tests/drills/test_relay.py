@@ -23,7 +23,6 @@ INPUT = {"openai": 14, "anthropic": 17}
 ROUTES = {"to-prefill": "openai", "to-instruction": "anthropic"}
 """Who is cut; the other one goes on, by prefill where the route says so, else by an instruction."""
 AT_ONCE = 24
-_LATE = 0.5
 _TOLD = re.compile(r"w\d\d(?: w\d\d)*")
 
 
@@ -74,21 +73,11 @@ def cut_after(wire: Wire, provider: str, words: int) -> Reply:
     return wire.cut_after(words, Answer(pieces=PIECES, tokens=Tokens(input=INPUT[provider], output=0)))
 
 
-def late(cut: Reply) -> Reply:
-    """The same somewhat later: what was not read before a cut is dropped, and a busy machine reads late."""
-
-    def reply(seen: Seen) -> Sequence[Step]:
-        *steps, last = cut(seen)
-        return (*steps, Wait(_LATE), last)
-
-    return reply
-
-
 async def drill(case: Case, stage: Stage, stand: Stand) -> None:
     """One case. Raises `AssertionError` with all that is wrong."""
     first = ROUTES[case.route]
     second = OTHER[first]
-    stage.script(case.name, first, late(cut_after(WIRES[first], first, case.words)))
+    stage.script(case.name, first, cut_after(WIRES[first], first, case.words))
     stage.script(case.name, second, goes_on(WIRES[second]))
     got = await ask(stand, case.door, prompt(case.name), model=case.route)
     assert got.text == TEXT, f"the text is {got.text!r}"

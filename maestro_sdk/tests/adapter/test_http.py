@@ -2,6 +2,8 @@
 
 import asyncio
 import email.utils
+import socket
+import struct
 import time
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +26,8 @@ from maestro_sdk.testing.faults import (
 )
 from maestro_sdk.testing.servers import free_port
 
+_TURNS = 20
+"""Turns of the loop that see what lies in the socket already: data, its end, and the loss of the connection."""
 STREAM = Headers(200, {"content-type": "text/event-stream"})
 
 
@@ -133,6 +137,47 @@ async def test_what_was_read_before_a_cut_is_given():
                 got.append(await anext(chunks))
                 await anext(chunks)
     assert got == [b"one"]
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["document", "chunked"])
+async def test_what_arrived_before_a_cut_is_given_to_a_reader_that_comes_late(chunked: bool, reset: bool):
+    """The reader is busy with the first piece while the second one arrives, and the cut behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        wire = HttpWire(f"http://127.0.0.1:{listener.getsockname()[1]}", {}, to_error)
+        serving = asyncio.ensure_future(_serve_one(listener, chunked))
+        got: list[bytes] = []
+        with pytest.raises(StreamBroken):
+            async with wire.stream("/v1/x", b"{}") as chunks:
+                got.append(await anext(chunks))
+                peer = await serving
+                peer.sendall(_framed(b"two", chunked))
+                if reset:
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+                async for chunk in chunks:
+                    got.append(chunk)  # noqa: PERF401 - what came before the cut is kept.
+        await wire.close()
+    assert got == [b"one", b"two"]
+
+
+async def _serve_one(listener: socket.socket, chunked: bool) -> socket.socket:
+    """Takes one request and answers it with its first piece; the connection stays open."""
+    loop = asyncio.get_running_loop()
+    peer, _ = await loop.sock_accept(listener)
+    received = b""
+    while not received.endswith(b"{}"):
+        received += await loop.sock_recv(peer, 65536)
+    length = b"transfer-encoding: chunked" if chunked else b"content-length: 99"
+    peer.sendall(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n" + _framed(b"one", chunked))
+    return peer
+
+
+def _framed(data: bytes, chunked: bool) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data) if chunked else data
 
 
 async def test_leaving_the_stream_early_closes_the_socket():

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from typing import cast
 
 import aiohttp
 from yarl import URL
@@ -128,6 +129,8 @@ class HttpWire:
         except TimeoutError as error:
             raise Timeout("the provider's stream stalled") from error
         except (aiohttp.ClientError, OSError) as error:
+            if unread := _unread(content):
+                yield unread
             raise StreamBroken(f"the provider's stream was cut: {_say(error)}") from error
 
     def _open(self) -> aiohttp.ClientSession:
@@ -161,6 +164,15 @@ async def drain(chunks: AsyncIterator[bytes], linger: float = LINGER) -> None:
         async with asyncio.timeout(linger):
             async for _ in chunks:
                 pass
+
+
+def _unread(content: aiohttp.StreamReader) -> bytes:
+    """What arrived before a cut and was not read: words that the provider said, which the caller must not miss.
+
+    aiohttp keeps these bytes, but its reader raises the cut first, also to one that was busy when both arrived.
+    """
+    content.set_exception(cast("BaseException", None))  # None is what a reader has before a failure.
+    return content.read_nowait()
 
 
 def _proxy(base_url: str) -> str | None:
