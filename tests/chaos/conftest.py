@@ -14,11 +14,14 @@ from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.mesh import MeshProcess
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
+_LONGER = float(os.environ.get("CHAOS_SECONDS", "0")) + 5 * float(os.environ.get("OUTAGE_SECONDS", "0"))
+"""Seconds that a test has beside those of its short form: one of outages has three of them, each with its aftermath."""
 KEY = "mk-chaos-0123456789"
+OPEN_TIME = 2.0
 CONFIG: dict[str, Any] = {
     "version": 1,
     "gateway": {"replicas": 2, "keys": [{"tenant": "chaos", "key": {"env": "MAESTRO_KEY"}}], "ping": "1s"},
-    "router": {"replicas": 2, "breaker": {"open_time": "1s"}},
+    "router": {"replicas": 2, "breaker": {"open_time": f"{OPEN_TIME:g}s"}},
     "adapters": {
         "claude": {
             "module": "maestro_adapter_claude",
@@ -54,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
                 item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-            item.add_marker(pytest.mark.timeout(180 + int(os.environ.get("CHAOS_SECONDS", "0"))))
+            item.add_marker(pytest.mark.timeout(180 + _LONGER))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -7,16 +7,14 @@ import pytest
 from maestro.event.v1.event_pb2 import AttemptUsage, Event, RequestCompleted
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_sdk.testing.chaos.invariants import (
-    Opening,
     broken_answers,
-    calls_while_open,
     lost,
-    openings,
     repeated_faults,
     wrong_accounts,
 )
 from maestro_sdk.testing.chaos.load import Shown
 from maestro_sdk.testing.chaos.provider import INPUT_TOKENS, PIECES, Call, text_of
+from maestro_sdk.testing.chaos.words import Held, Word, broken_words, closings, held
 from maestro_sdk.testing.faults import Seen
 
 SEEN = Seen("POST", "/v1/messages", "", {}, b"")
@@ -76,20 +74,52 @@ def happened(at: float, fill: Callable[[Event], None]) -> Event:
     return event
 
 
-def test_a_call_while_open_is_found():
-    def opened(event: Event) -> None:
-        event.backend_opened.backend_id = "openai:x"
-        event.backend_opened.until.FromNanoseconds(int(12e9))
+BACKENDS = {"openai": "openai:x/m"}
 
-    def half_open(event: Event) -> None:
-        event.backend_half_open.backend_id = "openai:x"
 
-    times = openings([happened(12.0, half_open), happened(10.0, opened)])
-    assert times == [Opening("openai:x", 10.0, 12.0)]
-    backends = {"openai": "openai:x"}
-    assert list(calls_while_open([call(at=9.9), call(at=10.1), call(at=12.1)], times, backends)) == []
-    [sentence] = calls_while_open([call(at=11.0)], times, backends)
-    assert "1.000 s after its breaker opened" in sentence
+def word(gateway: str, heard: float, until: float) -> Word:
+    return Word(gateway, "openai:x/m", heard, until)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "until"),
+    [
+        ([word("one", 9.0, 12.0), word("two", 9.5, 11.5)], 10.0, 11.5),
+        # Neither has said it yet, one of them has not, and it is over.
+        ([word("one", 10.5, 12.0), word("two", 10.5, 12.0)], 10.0, 0.0),
+        ([word("one", 9.0, 12.0), word("two", 9.0, 0.0)], 10.0, 0.0),
+        ([word("one", 9.0, 12.0), word("two", 9.0, 9.9)], 10.0, 0.0),
+        # What was said binds, whatever is said later.
+        ([word("one", 9.0, 12.0), word("two", 9.0, 12.0), word("two", 9.5, 0.0)], 10.0, 12.0),
+    ],
+)
+def test_what_every_gateway_has_said_before_a_question_binds_it(words: list[Word], asked: float, until: float):
+    found = held([shown(began=asked)], words, BACKENDS)
+    assert [(each.mark, each.provider, each.until) for each in found] == ([("r1", "openai", until)] if until else [])
+
+
+def test_a_call_against_what_was_said_is_found():
+    bound = [Held("r1", "openai", since=9.0, until=12.0)]
+    assert list(broken_words([call(at=12.0)], bound, BACKENDS, {})) == []
+    [sentence] = broken_words([call(at=11.0)], bound, BACKENDS, {})
+    assert "was asked r1 1.000 s before the time" in sentence
+    for scope in ("openai", "openai:x", "openai:x/m"):
+        assert list(broken_words([call(at=11.0)], bound, BACKENDS, {scope: [10.0]})) == []
+    for closed in ({"openai": [8.9, 11.1]}, {"other": [10.0], "openai:y": [10.0]}):
+        assert len(list(broken_words([call(at=11.0)], bound, BACKENDS, closed))) == 1
+
+
+def test_only_a_killed_adapter_that_is_back_closes_its_breakers():
+    def joined(event: Event) -> None:
+        event.adapter_joined.adapter = "openai"
+
+    def closed(event: Event) -> None:
+        event.backend_closed.backend_id = "openai:x/m"
+
+    events = [happened(at, joined) for at in (1.0, 5.0, 6.0)]
+    assert closings([*events, happened(7.0, closed)], []) == {"openai:x/m": [7.0]}
+    # The second word after it is that of a router which was started anew, or of the other one.
+    assert closings(events, [("adapter-openai", 4.0), ("adapter-claude", 4.0)]) == {"openai": [5.0]}
 
 
 def completed(tokens: int) -> Event:

@@ -124,7 +124,7 @@ OUTAGES = {"stand still": stand_still, "are dead": die}
 async def answers(load: Load, count: int) -> None:
     """Waits until so many requests that begin from now on were answered, and some of them to each tenant."""
     begun = time.monotonic()
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         found: Counter[str] = Counter()
         while found.total() < count or {each.tenant for each in load.asked} - found.keys():
             await asyncio.sleep(0.01)
@@ -189,7 +189,7 @@ async def settled(stage: Stage, load: Load, tenant: str) -> dict[str, Event]:
     wanted = {each.text for each in load.asked if each.tenant == tenant and not each.failure}
     entries: dict[str, Event] = {}
     missing = wanted
-    end = time.monotonic() + 40
+    end = time.monotonic() + 40 + SECONDS
     while time.monotonic() < end:
         before, entries = len(entries), await stage.books.entries(tenant)
         missing = wanted - {name_of(event) for event in entries.values()}

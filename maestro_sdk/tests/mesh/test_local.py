@@ -28,9 +28,9 @@ ACTIVE, OPEN, HALF_OPEN = pb.BACKEND_STATE_ACTIVE, pb.BACKEND_STATE_OPEN, pb.BAC
 Shown = tuple[int, float] | tuple[int, float, bool]
 
 
-def table(since: float = 1.0, half_open_calls: int = 1, **shown: Any) -> Table:
+def table(since: float = 1.0, half_open_calls: int = 1, version: int = 1, **shown: Any) -> Table:
     """Two models at adapter a, one at b. `shown`: state, end, and whether it is that of the account, by name."""
-    message = pb.RouteTable(version=1)
+    message = pb.RouteTable(version=version)
     message.breaker.consecutive_failures, message.breaker.minimum_calls = 2, 100
     message.breaker.failure_ratio, message.breaker.half_open_calls = 0.5, half_open_calls
     message.breaker.window.seconds, message.breaker.open_time.seconds = 30, 10
@@ -55,9 +55,9 @@ class Process:
         self.local = LocalState()
         self.show(NOW, **shown)
 
-    def show(self, now: float, **shown: Any) -> None:
+    def show(self, now: float, *, anew: bool = False, **shown: Any) -> None:
         self.table = table(**shown)
-        self.local.adopt(self.table, now)
+        self.local.adopt(self.table, now, anew=anew)
 
     def backend(self, name: str = ONE) -> Backend:
         return self.table.backends[name]
@@ -152,7 +152,8 @@ def test_a_table_that_is_older_than_the_opening_does_not_end_it() -> None:
     process = Process(one=(OPEN, NOW + 5))
     assert process.passes(NOW + 5)
     process.fail(UpstreamError("still gone"), NOW + 5)
-    for shown in ({"one": (OPEN, NOW + 5)}, {"one": (HALF_OPEN, 0.0)}, {}):
+    older: list[dict[str, Any]] = [{"one": (OPEN, NOW + 5)}, {"one": (HALF_OPEN, 0.0)}, {}]
+    for shown in older:
         process.show(NOW + 5.1, **shown)
         assert not process.passes(NOW + 14.9)
 
@@ -163,6 +164,72 @@ def test_a_table_without_backends_ends_no_opening() -> None:
     process.local.adopt(compile_table(pb.RouteTable(version=2, breaker=pb.BreakerPolicy(half_open_calls=1))), NOW + 1)
     process.show(NOW + 2)
     assert not process.passes(NOW + 2)
+
+
+def test_another_router_that_does_not_know_of_it_ends_no_opening() -> None:
+    wide = (OPEN, NOW + 20, True)
+    process = Process(one=wide, two=wide, other=(OPEN, NOW + 5))
+    process.show(NOW + 1, anew=True)
+    process.show(NOW + 2)
+    assert [process.passes(NOW + 2, name) for name in (ONE, TWO, OTHER)] == [False, False, False]
+    openings = process.local.unknown(NOW + 2)
+    told = [(each.scope, each.since.seconds, each.until.seconds, each.reason) for each in openings]
+    assert told == [("a:p", NOW, NOW + 20, "the router says so"), (OTHER, NOW, NOW + 5, "the router says so")]
+    # One of these may have been told to the new router by somebody else; for the other one nobody waits for ever.
+    process.show(NOW + 3, other=(OPEN, NOW + 5))
+    assert [each.scope for each in process.local.unknown(NOW + 3)] == ["a:p"]
+    process.show(NOW + 4)
+    assert [process.passes(NOW + 4, name) for name in (ONE, TWO, OTHER)] == [False, False, True]
+    assert process.local.unknown(NOW + 20) == []
+    assert process.passes(NOW + 20)
+    process.local.begin(process.backend(), NOW + 20)
+    assert not process.passes(NOW + 20, TWO), "it is tried, one call at a time"
+
+
+@pytest.mark.parametrize(("version", "passes"), [(0, False), (8, False), (7, True), (3, True)])
+def test_what_a_router_was_told_and_does_not_show_open_is_over(version: int, passes: bool) -> None:
+    process = Process(one=(OPEN, NOW + 20))
+    process.show(NOW + 1, anew=True, version=7)
+    process.local.note_told(process.local.unknown(NOW + 1), version, NOW + 1)
+    process.show(NOW + 1, version=7)
+    assert process.passes(NOW + 1) is passes
+    process.show(NOW + 2, version=8)
+    assert process.passes(NOW + 2) is (version != 0)
+
+
+def test_a_router_that_was_told_of_the_opening_before_knows_nothing_of_this_one() -> None:
+    process = Process()
+    process.fail(UpstreamError("gone"), times=2)
+    first = process.local.openings()
+    process.local.note_told(first, 2, NOW)
+    process.fail(UpstreamError("still gone"), NOW + 10)
+    process.show(NOW + 11, version=2)
+    assert not process.passes(NOW + 11)
+    # Nor does the late answer to what it was told then.
+    process.local.note_told(first, 3, NOW + 11)
+    process.show(NOW + 12, version=3)
+    assert not process.passes(NOW + 12)
+    process.local.note_told(process.local.openings(), 3, NOW + 12)
+    process.show(NOW + 12, version=3)
+    assert process.passes(NOW + 12)
+
+
+def test_a_router_that_was_told_too_late_does_not_end_the_trial() -> None:
+    process = Process(half_open_calls=1)
+    process.fail(UpstreamError("gone"), times=2)
+    process.local.note_told(process.local.openings(), 2, NOW + 10)
+    process.show(NOW + 10, version=2)
+    process.local.begin(process.backend(), NOW + 10)
+    assert not process.passes(NOW + 10)
+
+
+def test_another_routers_time_of_an_adapter_is_no_new_start_unless_it_is_later() -> None:
+    process = Process()
+    process.fail(ProviderQuota("used up"))
+    process.show(NOW + 1, anew=True, since=NOW - 5)
+    assert not process.passes(NOW + 1)
+    process.show(NOW + 2, anew=True, since=NOW + 1.5)
+    assert process.passes(NOW + 2)
 
 
 def test_who_comes_while_it_is_half_open_tries_with_few_calls() -> None:

@@ -55,9 +55,19 @@ class Stand:
         facts = {"reason": ErrorReason.ERROR_REASON_UPSTREAM_ERROR, "counts_against_health": True} | facts
         self.board.report([pb.Outcome(backend_id=name, **facts)] * times)
 
-    def open(self, scope: str, seconds: float, reason: str = "told by a gateway") -> None:
+    def open(
+        self,
+        scope: str,
+        seconds: float = 0.0,
+        reason: str = "told by a gateway",
+        *,
+        since: float = 0.0,
+        until: float = 0.0,
+    ) -> None:
         opening = pb.Opening(scope=scope, reason=reason)
-        opening.until.FromNanoseconds(int((time.time() + seconds) * 1e9))
+        opening.until.FromNanoseconds(int((until or time.time() + seconds) * 1e9))
+        if since:
+            opening.since.FromNanoseconds(int(since * 1e9))
         self.board.report([], [opening])
 
     def kinds(self) -> list[str]:
@@ -91,6 +101,32 @@ async def test_an_opening_that_a_gateway_tells_is_in_the_table_at_once(stand: St
     stand.open("nobody:p/x", 20)
     stand.open(TWO, -1)
     assert stand.board.message.version == before + 1
+
+
+async def test_a_gateway_that_did_not_hear_of_the_end_opens_nothing_again(stand: Stand) -> None:
+    opened = time.time()
+    stand.open(ONE, 20, since=opened)
+    assert stand.state() == "OPEN"
+    stand.board.set_state(ONE, pb.BACKEND_STATE_ACTIVE, "")
+    stand.open(ONE, 20, since=opened)
+    assert stand.state() == "ACTIVE"
+    stand.open(ONE, 20, since=time.time())
+    assert stand.state() == "OPEN"
+    # Nor what it knows of an earlier process of the adapter.
+    stand.open(OTHER, 20, since=4.0)
+    assert stand.state(OTHER) == "ACTIVE"
+    stand.open(OTHER, 20, since=6.0)
+    assert stand.state(OTHER) == "OPEN"
+
+
+async def test_several_gateways_that_tell_of_one_opening_make_one_mark(stand: Stand) -> None:
+    opened = time.time()
+    until = opened + 20
+    for _ in range(3):
+        stand.open(ONE, until=until, since=opened)
+    (mark,) = stand.marks
+    assert (mark.since, mark.until) == (pytest.approx(opened), pytest.approx(until))
+    assert stand.kinds() == ["BackendOpened"]
 
 
 async def test_an_account_is_open_for_all_its_models_and_well_by_an_answer_of_any(stand: Stand) -> None:

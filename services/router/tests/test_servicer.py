@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,14 @@ async def test_a_request_that_nobody_can_answer_is_told_what_is_missing(tmp_path
     with pytest.raises(CapabilityUnavailable) as caught:
         await served(tmp_path).Route(pb.RouteRequest(features=features), None)
     assert caught.value.metadata["candidates"] == '{"a:p/one":["AUDIO"]}'
+
+
+async def test_a_report_is_answered_with_the_table_that_knows_of_it(tmp_path: Path) -> None:
+    servicer = served(tmp_path)
+    before = (await servicer.Report(pb.ReportRequest(), None)).table_version
+    opening = pb.Opening(scope="a:p/one", reason="gone")
+    opening.until.FromSeconds(int(time.time()) + 20)
+    answer = await servicer.Report(pb.ReportRequest(openings=[opening]), None)
+    assert answer.table_version == before + 1
+    [backend] = (await servicer.ListBackends(pb.ListBackendsRequest(), None)).backends
+    assert backend.state == pb.BACKEND_STATE_OPEN

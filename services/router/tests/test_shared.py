@@ -158,6 +158,56 @@ async def test_the_only_router_keeps_its_breakers_and_the_operators_wishes_when_
         assert other.table.backends[BACKEND].until == pytest.approx(told)
 
 
+async def test_a_router_that_takes_over_hears_from_the_gateways_what_is_open(mesh: Mesh) -> None:
+    async with mesh.router("two") as two:
+        async with mesh.router("one") as one:
+            watchers = await mesh.gateways(3, one, two)
+            await mesh.nats.kill()
+            fail(watchers[0], ProviderQuota("used up"))
+            await until(lambda: all(state_of(watcher) == OPEN for watcher in watchers))
+            told = watchers[0].table.backends[BACKEND].until
+        kept: list[bool] = []
+
+        def taken_over() -> bool:
+            kept.append(barred(watchers))
+            return all(watcher.address == two and state_of(watcher) == OPEN for watcher in watchers)
+
+        await until(taken_over)
+        assert all(kept), "a gateway would have called meanwhile"
+        assert watchers[2].table.backends[BACKEND].until == pytest.approx(told)
+
+
+async def test_what_was_closed_meanwhile_is_not_opened_by_who_did_not_hear_of_it(mesh: Mesh) -> None:
+    async with mesh.router("two") as two:
+        async with mesh.router("one") as one:
+            (watcher,) = await mesh.gateways(1, one, two)
+            (witness,) = await mesh.gateways(1, two)
+            fail(watcher, ProviderQuota("used up"))
+            await until(lambda: state_of(watcher) == state_of(witness) == OPEN)
+            await mesh.nats.kill()
+            async with grpc.aio.insecure_channel(two) as channel:
+                wish = pb.SetBackendStateRequest(backend_id=BACKEND, state=ACTIVE)
+                await RouterServiceStub(channel).SetBackendState(wish)
+            await until(lambda: state_of(witness) == ACTIVE)
+            assert state_of(watcher) == OPEN
+        await until(lambda: watcher.address == two and not barred([watcher]))
+        assert state_of(watcher) == state_of(witness) == ACTIVE
+
+
+async def test_who_was_not_proven_well_is_tried_with_few_calls_after_a_restart(mesh: Mesh) -> None:
+    async with mesh.router("only") as address:
+        (watcher,) = await mesh.gateways(1, address)
+        fail(watcher, UpstreamError("gone"), 2)
+        await until(lambda: state_of(watcher) == OPEN)
+        told = watcher.table.backends[BACKEND].until
+    await until(lambda: time.time() > told)
+    async with mesh.router("only") as again, RouteWatcher((again,), "gateway") as other:
+        await until(lambda: state_of(other) != 0)
+        assert state_of(other) == pb.BACKEND_STATE_HALF_OPEN
+        succeed(other)
+        await until(lambda: state_of(other) == ACTIVE)
+
+
 async def test_an_operators_wish_holds_at_every_router_and_active_ends_what_was_open(mesh: Mesh) -> None:
     async with mesh.router("one") as one, mesh.router("two") as two:
         first, second = *await mesh.gateways(1, one), *await mesh.gateways(1, two)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from maestro.llm.v1.usage_pb2 import Headroom
 from maestro.router.v1 import router_pb2 as pb
@@ -20,8 +20,8 @@ class LocalState:
     """Fed by the outcomes of this process, and by what the router's table tells of those of others.
 
     Every backend has a breaker, and every account, which all models of an adapter and provider share. A breaker that
-    the table shows open is held open here, too, and closed when the table shows the backend active again; one that
-    opened here stays as it is until a table has shown that the router knows.
+    the table shows open is held open here, too, and closed when the table shows the backend active again. One of which
+    the router does not know stays as it is: it opened here just now, or the router is another one than before.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,8 @@ class LocalState:
         self._troubled: dict[str, Breaker] = {}
         # Those of them that the router knows of: the table tells when they are over.
         self._confirmed: set[str] = set()
+        # Those of them that it was told of, and the version of its table from which on it knows.
+        self._told: dict[str, int] = {}
         self._policy = BreakerPolicy()
         self._since: dict[str, float] = {}
         self._openings: list[pb.Opening] = []
@@ -101,14 +103,33 @@ class LocalState:
             self._note(scope, breaker, now)
             if not was_open and breaker.state(now) is State.OPEN:
                 self._confirmed.discard(scope)
-                opening = pb.Opening(scope=scope, reason=breaker.reason, waits=breaker.waits)
-                opening.until.FromNanoseconds(round(breaker.until * 1e9))
-                self._openings.append(opening)
+                self._told.pop(scope, None)
+                self._openings.append(_opening(scope, breaker))
 
     def openings(self) -> list[pb.Opening]:
         """The breakers that opened here since the last call."""
         found, self._openings = self._openings, []
         return found
+
+    def unknown(self, now: float) -> list[pb.Opening]:
+        """The breakers that are open here, and of which no table of the present router has told."""
+        found: list[pb.Opening] = []
+        for scope, breaker in self._troubled.items():
+            if scope not in self._confirmed and breaker.state(now) is State.OPEN:
+                opening = _opening(scope, breaker)
+                opening.since.FromNanoseconds(round(breaker.opened * 1e9))
+                found.append(opening)
+        return found
+
+    def note_told(self, openings: Iterable[pb.Opening], version: int, now: float) -> None:
+        """The router took `openings`: its tables from `version` on tell when they are over. 0: it does not say."""
+        for opening in openings if version else ():
+            breaker = self._troubled.get(opening.scope)
+            if breaker is None or breaker.state(now) is not State.OPEN:
+                # It came too late for the router to learn anything: a trial call tells how it goes on.
+                continue
+            if abs(breaker.until - opening.until.ToNanoseconds() / 1e9) < _SAME:
+                self._told[opening.scope] = version
 
     def observe(self, backend_id: str, first: float, duration: float, tokens: int, now: float) -> None:
         """Takes the times of an answer, in seconds, for strategies that look at them."""
@@ -121,13 +142,24 @@ class LocalState:
         """Takes what the provider's rate limits leave to the account of a backend."""
         self.load.headrooms[backend_id] = (headroom, now)
 
-    def adopt(self, table: Table, now: float) -> None:
-        """Takes the limits of a new table and what it shows of breakers; forgets backends that are gone."""
+    def adopt(self, table: Table, now: float, *, anew: bool = False) -> None:
+        """Takes the limits of a new table and what it shows of breakers; forgets backends that are gone.
+
+        The first table of a router that was not followed until now comes `anew`: what it does not show open it may not
+        have heard of, and that ends nothing.
+        """
+        if anew:
+            self._confirmed.clear()
+            self._told.clear()
         if table.breaker != self._policy:
             self._policy = table.breaker
             for breaker in self._breakers.values():
                 breaker.tune(table.breaker)
-        self._forget(table, now)
+        self._forget(table, now, anew)
+        for scope in [scope for scope, version in self._told.items() if version <= table.version]:
+            del self._told[scope]
+            if scope in self._troubled:
+                self._confirmed.add(scope)
         active: set[str] = set()
         for backend in table.backends.values():
             if backend.state == pb.BACKEND_STATE_ACTIVE:
@@ -158,7 +190,7 @@ class LocalState:
             self._confirmed.add(scope)
         self._note(scope, breaker, now)
 
-    def _forget(self, table: Table, now: float) -> None:
+    def _forget(self, table: Table, now: float, anew: bool) -> None:
         accounts = {backend.account: backend for backend in table.backends.values()}
         for scope in list(self._breakers):
             backend = table.backends.get(scope) or accounts.get(scope)
@@ -168,10 +200,13 @@ class LocalState:
             else:
                 # An adapter that was started anew gets new breakers: what the old ones know is of the past.
                 gone = bool(backend.since) and backend.since != self._since.get(backend.adapter, backend.since)
+                # Of an adapter that does not say when it came up, each router knows only since when it sees it serve.
+                gone = gone and not (anew and backend.since < self._breakers[scope].opened)
             if gone:
                 del self._breakers[scope]
                 self._troubled.pop(scope, None)
                 self._confirmed.discard(scope)
+                self._told.pop(scope, None)
         for backend in table.backends.values():
             if backend.since:
                 self._since[backend.adapter] = backend.since
@@ -183,6 +218,7 @@ class LocalState:
         if breaker.state(now) is State.CLOSED:
             if self._troubled.pop(scope, None) is not None:
                 self._confirmed.discard(scope)
+                self._told.pop(scope, None)
         else:
             self._troubled[scope] = breaker
 
@@ -193,6 +229,12 @@ class LocalState:
                 breaker = self._breakers[scope] = Breaker(self._policy)
             if breaker is not None:
                 yield scope, breaker
+
+
+def _opening(scope: str, breaker: Breaker) -> pb.Opening:
+    opening = pb.Opening(scope=scope, reason=breaker.reason, waits=breaker.waits)
+    opening.until.FromNanoseconds(round(breaker.until * 1e9))
+    return opening
 
 
 def _concerns_account(error: MaestroError) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 
 from maestro.router.v1.router_pb2 import Opening, Outcome, ReportRequest
-from maestro_sdk.mesh.breaker import State
 from maestro_sdk.mesh.local import LocalState
 
 _MOST_OUTCOMES = 10_000
@@ -21,9 +20,8 @@ class Reports:
         self._local = local
         self._outcomes: deque[tuple[float, Outcome]] = deque(maxlen=_MOST_OUTCOMES)
         self._sent: list[tuple[float, Outcome]] = []
-        # Own breakers that opened, by what they guard, and those of them that the present router does not know yet.
-        self._openings: dict[str, Opening] = {}
-        self._untold: set[str] = set()
+        # Breakers that are open here, by what they guard, of which the present router does not know yet.
+        self._untold: dict[str, Opening] = {}
 
     def add(self, outcome: Outcome, now: float) -> None:
         """Queues an outcome."""
@@ -32,8 +30,7 @@ class Reports:
     def take(self, now: float) -> ReportRequest | None:
         """What there is to tell, oldest first; None when there is nothing. `settle` or `give_back` has to follow."""
         for opening in self._local.openings():
-            self._openings[opening.scope] = opening
-            self._untold.add(opening.scope)
+            self._untold[opening.scope] = opening
         if not self._outcomes and not self._untold:
             return None
         self._sent = [found for found in self._outcomes if now - found[0] < _FRESH]
@@ -41,13 +38,18 @@ class Reports:
         return ReportRequest(
             reporter=self._reporter,
             outcomes=[outcome for _, outcome in self._sent],
-            openings=[self._openings[scope] for scope in sorted(self._untold)],
+            openings=[self._untold[scope] for scope in sorted(self._untold)],
         )
 
-    def settle(self) -> None:
-        """The router has taken what `take` gave."""
+    def settle(self, version: int, now: float) -> bool:
+        """The router has taken what `take` gave, and its tables from `version` on know of it; 0 when it does not say.
+
+        True when it learned of breakers.
+        """
         self._sent = []
-        self._untold.clear()
+        told, self._untold = self._untold, {}
+        self._local.note_told(told.values(), version, now)
+        return bool(told)
 
     def give_back(self) -> None:
         """The router is gone: what is still of use waits for the next one. Of outcomes these are the failures."""
@@ -55,14 +57,9 @@ class Reports:
         self._sent = []
 
     def introduce(self, now: float) -> None:
-        """Another router listens: it has to hear of each breaker that is open here.
+        """Another router listens: it has to hear of each breaker that is open here, whoever opened it.
 
-        The last one may have died before it told anybody.
+        The last one may have died before it told anybody, and so may the process that found it out.
         """
-        for scope in list(self._openings):
-            breaker = self._local.trouble(scope, now)
-            if breaker is None or breaker.state(now) is not State.OPEN:
-                del self._openings[scope]
-                self._untold.discard(scope)
-            else:
-                self._untold.add(scope)
+        self._local.openings()
+        self._untold = {opening.scope: opening for opening in self._local.unknown(now)}

@@ -151,10 +151,10 @@ class RouteWatcher:
         if tried or outcome.counts_against_health or outcome.HasField("retry_after"):
             self._urgent.set()
 
-    def adopt(self, message: RouteTable) -> None:
-        """Makes `message` the table in force."""
+    def adopt(self, message: RouteTable, *, anew: bool = False) -> None:
+        """Makes `message` the table in force; `anew` when it is the first one of a router."""
         self.table, self.message = compile_table(message), message
-        self.local.adopt(self.table, time.time())
+        self.local.adopt(self.table, time.time(), anew=anew)
         self._changed.set()
 
     def _recall(self, message: RouteTable, renewed: float) -> None:
@@ -223,7 +223,7 @@ class RouteWatcher:
                     self.local.router_seen = time.time()
                     # Versions of two routers can't be compared: the first table of each is taken.
                     if response.table.version > version:
-                        self.adopt(response.table)
+                        self.adopt(response.table, anew=version < 0)
                         if self._snapshot is not None:
                             self._snapshot.keep(response.table, self.local.router_seen)
                     if version < 0:
@@ -246,16 +246,18 @@ class RouteWatcher:
             try:
                 # What it holds is bounded here, and the router need not count again.
                 report = batch or ReportRequest(reporter=self._subscriber)
-                await router.Report(report, metadata=(VALIDATED,), timeout=self._patience.answer)
+                answer = await router.Report(report, metadata=(VALIDATED,), timeout=self._patience.answer)
             except BaseException as error:
                 if isinstance(error, grpc.aio.AioRpcError) and error.code() not in _GONE:
                     log.warning("a report was refused by the router: %s", error.details())
-                    self._reports.settle()
+                    self._reports.settle(0, now)
                     continue
                 self._reports.give_back()
                 raise
-            self._reports.settle()
-            self.local.router_seen = time.time()
+            self.local.router_seen = now = time.time()
+            if self._reports.settle(answer.table_version, now) and self.table.version >= answer.table_version:
+                # That table came before the answer: what it shows of these breakers counts now.
+                self.local.adopt(self.table, now)
             if self._snapshot is not None:
                 self._snapshot.confirm(self.local.router_seen)
 

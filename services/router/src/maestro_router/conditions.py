@@ -88,12 +88,18 @@ class Conditions:
         return changed
 
     def open(self, opening: pb.Opening, now: float) -> bool:
-        """Takes over the opening that a gateway told; whether the table has to change."""
-        until = opening.until.ToNanoseconds() / 1e9
+        """Takes over the opening that a gateway told; whether the table has to change. What is over since is not."""
+        scope, until = opening.scope, opening.until.ToNanoseconds() / 1e9
         if until <= now:
             return False
-        self._breaker(opening.scope).hold(now, until, opening.reason, waits=opening.waits)
-        return self._settle(opening.scope, now)
+        since = None
+        if opening.HasField("since"):
+            since = opening.since.ToNanoseconds() / 1e9
+            mark = self._marks.get((Kind.BREAKER, scope))
+            if since <= max(mark.cleared if mark is not None else 0.0, self._started.get(_adapter(scope), 0.0)):
+                return False
+        self._breaker(scope).hold(now, until, opening.reason, opened=since, waits=opening.waits)
+        return self._settle(scope, now)
 
     def look(self, now: float) -> None:
         """Notes what time changed: breakers that became half open."""
@@ -130,8 +136,10 @@ class Conditions:
         if merged.holds(now) and self._is_past(merged):
             self._tell(replace(merged, cleared=now))
             return False
+        # Its time is over, and nobody has told that it is well: who knows nothing else of it lets it be tried.
+        unproven = mark.scope not in self._breakers and merged.since > merged.cleared and not merged.waits
         breaker = self._breaker(mark.scope)
-        if merged.holds(now):
+        if merged.holds(now) or (unproven and not self._is_past(merged)):
             breaker.hold(now, merged.until, merged.reason, opened=merged.since, waits=merged.waits, exact=True)
         elif merged.cleared > breaker.opened:
             breaker.close()

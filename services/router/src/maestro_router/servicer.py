@@ -34,7 +34,7 @@ class RouterServicer(RouterServiceServicer):
 
     async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
         self._board.report(request.outcomes, request.openings)
-        return pb.ReportResponse()
+        return pb.ReportResponse(table_version=self._board.message.version)
 
     async def Route(self, request: pb.RouteRequest, context: Any) -> pb.RouteResponse:
         decision = self._plan(request.features)

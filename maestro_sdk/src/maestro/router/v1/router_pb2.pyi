@@ -911,7 +911,9 @@ class ReportRequest(_message.Message):
 
     @_builtins.property
     def openings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Opening]:
-        """Optional. Breakers of the reporter that opened since its last report."""
+        """Optional. Breakers of the reporter that opened since its last report; to a router that it did not follow before, each one that is
+        open there.
+        """
 
     def __init__(
         self,
@@ -992,7 +994,7 @@ Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class Opening(_message.Message):
-    """Tells that the reporter's own breaker opened, so that everybody leaves the backend alone."""
+    """Tells that a breaker is open at the reporter, so that everybody leaves the backend alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1000,6 +1002,7 @@ class Opening(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
     """Required. What it guards: a backend as "adapter:provider/model", or all models of an account as "adapter:provider"."""
     reason: _builtins.str
@@ -1010,6 +1013,10 @@ class Opening(_message.Message):
     def until(self) -> _timestamp_pb2.Timestamp:
         """Required. Time until which no call passes."""
 
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Optional. When it opened. What was closed since then stays closed. Unset means just now."""
+
     def __init__(
         self,
         *,
@@ -1017,10 +1024,11 @@ class Opening(_message.Message):
         until: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
         waits: _builtins.bool = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "scope", b"scope", "until", b"until", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "scope", b"scope", "since", b"since", "until", b"until", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1032,12 +1040,19 @@ class ReportResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TABLE_VERSION_FIELD_NUMBER: _builtins.int
+    table_version: _builtins.int
+    """Output only. Version of the table that knows of all that was reported: what it and later ones show of the reported breakers is the
+    router's own word. 0 means that the router does not say.
+    """
     def __init__(
         self,
+        *,
+        table_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table_version", b"table_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.testing.chaos.load import Shown
 from maestro_sdk.testing.chaos.provider import INPUT_TOKENS, Call, text_of
 
-SPREAD = 0.25
-"""Seconds within which every process leaves a backend alone whose breaker has opened."""
+_ON_ITS_WAY = 0.25
+"""Seconds before a kill in which a refusal may have been in the hands of the one who was killed."""
 
 
 def broken_answers(shown: Iterable[Shown]) -> Iterator[str]:
@@ -43,58 +42,8 @@ def repeated_faults(calls: Iterable[Call], killed: Sequence[float] = ()) -> Iter
         if call.fate != "refused":
             continue
         before = tried.setdefault(call.mark, call.at)
-        if before < call.at and not any(before - SPREAD < moment < call.at for moment in killed):
+        if before < call.at and not any(before - _ON_ITS_WAY < moment < call.at for moment in killed):
             yield f"{call.mark}, which is its caller's fault, was tried again after {call.at - before:.3f} s"
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """A time in which the breaker of a backend was open, in Unix time."""
-
-    backend_id: str
-    begin: float
-    end: float
-
-
-def openings(events: Iterable[Event]) -> list[Opening]:
-    """The times in which breakers were open, from lifecycle events. Each ends by itself, or earlier by an event."""
-    begun: dict[str, Opening] = {}
-    found: list[Opening] = []
-    for event in sorted(events, key=lambda event: event.time.ToNanoseconds()):
-        at = event.time.ToNanoseconds() / 1e9
-        match event.WhichOneof("payload"):
-            case "backend_opened":
-                opened = event.backend_opened
-                fresh = Opening(opened.backend_id, at, opened.until.ToNanoseconds() / 1e9)
-                known = begun.get(fresh.backend_id)
-                if known is not None and known.end >= at:
-                    # Another router tells the same, or it was opened for longer.
-                    fresh = Opening(known.backend_id, known.begin, max(known.end, fresh.end))
-                elif known is not None:
-                    found.append(known)
-                begun[fresh.backend_id] = fresh
-            case "backend_half_open":
-                found += _ended(begun, event.backend_half_open.backend_id, at)
-            case "backend_closed":
-                found += _ended(begun, event.backend_closed.backend_id, at)
-            case _:
-                pass
-    return [*found, *begun.values()]
-
-
-def _ended(begun: dict[str, Opening], backend_id: str, at: float) -> list[Opening]:
-    known = begun.pop(backend_id, None)
-    return [] if known is None else [Opening(known.backend_id, known.begin, min(known.end, at))]
-
-
-def calls_while_open(calls: Iterable[Call], times: Iterable[Opening], backends: Mapping[str, str]) -> Iterator[str]:
-    """Nobody calls a provider whose breaker is open; `backends` gives the backend of a provider."""
-    listed = list(times)
-    for call in calls:
-        for opening in listed:
-            if opening.backend_id == backends[call.provider] and opening.begin + SPREAD < call.at < opening.end:
-                ago = call.at - opening.begin
-                yield f"{call.provider} was called for {call.mark}, {ago:.3f} s after its breaker opened"
 
 
 def wrong_accounts(shown: Sequence[Shown], events: Iterable[Event], calls: Sequence[Call]) -> Iterator[str]:
