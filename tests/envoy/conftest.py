@@ -124,6 +124,12 @@ class RestDouble(http_pb2_grpc.HttpServiceServicer):
     async def ExportUsage(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError("asked by no test")
 
+    async def CreateJob(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
+    async def ListJobResults(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
 
 class NativeDouble(chat_pb2_grpc.ChatServiceServicer):
     """The native side of the double."""
@@ -179,6 +185,11 @@ async def echo(request: web.Request) -> web.StreamResponse:
     return socket
 
 
+async def ready(request: web.Request) -> web.Response:
+    """What Envoy asks of the HTTP port."""
+    return web.json_response({"status": "ok"})
+
+
 class Doubles:
     """The servers of the double, gRPC and WebSocket. `cut` does to gRPC what the sudden death of a gateway does."""
 
@@ -209,6 +220,7 @@ class Doubles:
         self.relay = await asyncio.start_server(relay, "127.0.0.1", self._grpc_port)
         await self.set_health(serving=True)
         app = web.Application()
+        app.router.add_get("/readyz", ready)
         app.router.add_get("/v1/chat/stream", echo)
         app.router.add_get("/v1/events/stream", echo)
         self.runner = web.AppRunner(app)

@@ -149,7 +149,8 @@ async def test_grpc_web_after_its_preflight(mesh: Any) -> None:
             path, data=struct.pack(">BI", 0, len(message)) + message, headers=headers
         ) as response:
             assert response.headers["content-type"] == "application/grpc-web+proto"
-            assert "grpc-status-details-bin" in response.headers["access-control-expose-headers"]
+            shown = set(response.headers["access-control-expose-headers"].split(","))
+            assert {"grpc-status-details-bin", "x-request-id", "retry-after"} <= shown
             body = await response.read()
         if grpc_status:
             assert response.headers["grpc-status"] == str(grpc_status)
@@ -158,6 +159,22 @@ async def test_grpc_web_after_its_preflight(mesh: Any) -> None:
         assert (flag, chat_pb2.ChatResponse.FromString(body[5 : 5 + length]).response_id) == (0, "r1")
         trailer = body[5 + length :]
         assert (trailer[0], b"grpc-status:0" in trailer) == (0x80, True)
+
+
+async def test_a_page_sees_what_answers_tell_in_headers(mesh: Any) -> None:
+    async with mesh.client.get(f"{mesh.url}/v1/models", headers={"origin": PAGE}) as response:
+        shown = set(response.headers["access-control-expose-headers"].split(","))
+    for measure in ("requests", "tokens"):
+        for word in ("limit", "remaining", "reset"):
+            assert {f"x-ratelimit-{word}-{measure}", f"anthropic-ratelimit-{measure}-{word}"} <= shown
+    assert {
+        "x-maestro-cache",
+        "x-maestro-degraded",
+        "request-id",
+        "content-disposition",
+        "content-range",
+        "etag",
+    } <= shown
 
 
 async def test_preflight_of_a_foreign_page_gets_no_permission(mesh: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -63,6 +64,24 @@ async def test_another_method_is_refused_in_our_shape(start: Start, path: str) -
         error = (await response.json())["error"]
     assert (response.status, error["code"], error["reason"]) == (404, 404, "NOT_FOUND")
     assert error["message"] == f"nothing is served at POST {path}"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/stream", "/v1/events/stream"])
+async def test_a_key_is_quoted_neither_in_an_answer_nor_in_the_log(
+    start: Start, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = await start(ScriptedProvider(answer("Hello")))
+    # As long as Envoy lets through, both as a path and as a header.
+    long, secret = "x" * 50_000, "eyJhbGciOiJSUzI1NiJ9.c2VjcmV0"
+    for address, headers in (
+        (f"{path}?access_token={secret}&kinds={long}", {}),
+        (path, {"authorization": f"Bearer {secret}{long}"}),
+    ):
+        async with gateway.http.get(address, headers=headers) as response:
+            text = await response.text()
+        assert (response.status, json.loads(text)["error"]["reason"]) == (401, "UNAUTHENTICATED")
+        assert secret not in text
+    assert [record.getMessage() for record in caplog.records if record.levelname in {"ERROR", "WARNING"}] == []
 
 
 async def test_a_cancel_right_behind_its_chat_ends_it_once_and_frees_its_name(start: Start) -> None:
@@ -262,6 +281,8 @@ async def test_what_is_no_websocket(start: Start) -> None:
 async def test_a_drain_lets_conversations_end(start: Start) -> None:
     gateway = await start(ScriptedProvider(answer(*"abcde"), pace=0.05))
     async with gateway.socket() as socket, gateway.socket() as idle:
+        await idle.send_json(chat("done"))
+        await until_over(idle, "done")
         await socket.send_json(chat("c1"))
         assert (await socket.receive_json(timeout=5))["type"] == "started"
         draining = asyncio.create_task(gateway.sockets.drain(5))
@@ -276,6 +297,43 @@ async def test_a_drain_lets_conversations_end(start: Start) -> None:
     with pytest.raises(aiohttp.ClientConnectionError):
         async with gateway.socket():
             pass
+
+
+async def test_who_has_just_come_is_served_by_a_gateway_that_drains(start: Start) -> None:
+    gateway = await start(ScriptedProvider(answer(*"abc"), pace=0.01))
+    async with gateway.socket() as socket, gateway.socket() as left, gateway.socket() as silent:
+        port, draining = gateway.sockets.port, asyncio.create_task(gateway.sockets.drain(5))
+        # Nobody is let in any more: the drain has begun.
+        async with asyncio.timeout(5):
+            while await _listens(port):
+                await asyncio.sleep(0.005)
+        await left.close()
+        await socket.send_json(chat("c1"))
+        found = await until_over(socket, "c1")
+        assert [frame["type"] for frame in found["c1"]] == ["started", *["text"] * 3, "finish"]
+        assert (await socket.receive(timeout=5)).data == 1001
+        # One that asks nothing does not hold it up for the whole grace.
+        assert (await silent.receive(timeout=4)).data == 1001
+        await draining
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_proxies_are_told_whether_the_gateway_takes_requests(start: Start) -> None:
+    gateway = await start(ScriptedProvider())
+    health, told = gateway.sockets.health, []
+    for change in (lambda: None, lambda: setattr(health, "reason", ""), health.stop):
+        change()
+        async with gateway.http.get("/readyz") as response:
+            told.append((response.status, (await response.json())["status"]))
+    assert told == [(503, "it is starting"), (200, "ok"), (503, "it is stopping")]
 
 
 async def test_a_drain_cuts_what_outlasts_the_grace(start: Start) -> None:

@@ -1,7 +1,8 @@
 """The whole main of a service: `run("gateway", build)`.
 
 Loads the configuration, serves with health and reflection on uvloop, and drains on SIGTERM: health says NOT_SERVING,
-streams in flight get the grace period to end, then everything closes. A second signal ends the process at once.
+calls are taken until those who send them know that, streams in flight get the grace period to end, then everything
+closes. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
-from grpc_health.v1 import health as grpc_health
-from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from maestro_sdk.service.buses import remember_login
 from maestro_sdk.service.channel import MAX_MESSAGE
 from maestro_sdk.service.config_file import ConfigError, Problem
+from maestro_sdk.service.health import Health, HealthServicer
 from maestro_sdk.service.interceptors import Authenticate, MeshInterceptor
 from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.registration import register
@@ -35,7 +35,6 @@ from maestro_sdk.service.settings import Config, load
 from maestro_sdk.service.telemetry import Telemetry, set_up_logging, set_up_telemetry
 
 _log = logging.getLogger(__name__)
-_health: Any = grpc_health  # its asyncio half has no types
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -59,8 +58,8 @@ _OPEN_TO_OTHERS = (
     "tenant: give all processes of the mesh the same token in MAESTRO_MESH_TOKEN, or certificates in mesh.tls; or set "
     "mesh.open to true where the network lets nobody else reach it"
 )
-_NOTICE = 0.3
-"""Seconds between NOT_SERVING and the end of accepting: health watchers send new calls elsewhere meanwhile."""
+_CUT = 0.3
+"""Seconds that calls which are cut have to tell it."""
 _POLL = 1.0
 """Seconds between two questions for readiness; the first ones follow each other faster, as a start waits for them."""
 _PATIENCE = 5.0
@@ -84,7 +83,7 @@ class Service:
     the configuration tells. `endless` are methods ("/package.Service/Method") whose streams never end
     by themselves, so a drain ends them with UNAVAILABLE. `drain` ends what the process serves beside gRPC, within the
     given seconds, at the same time as gRPC's own calls. `beside` is entered once the address is open, and left before
-    the drain begins.
+    the drain begins. `health` is what other ports of the process tell of it.
     """
 
     address: str
@@ -94,6 +93,7 @@ class Service:
     endless: Sequence[str] = ()
     drain: Callable[[float], Awaitable[None]] = _nothing_to_drain
     beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    health: Health = field(default_factory=Health)
 
 
 Build: TypeAlias = Callable[[Config], AbstractAsyncContextManager[Service]]
@@ -171,12 +171,12 @@ async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, 
             spans=telemetry.enabled,
         )
         server = grpc.aio.server(interceptors=(*telemetry.server_interceptors(), interceptor), options=_OPTIONS)
-        statuses = _health.aio.HealthServicer()
+        statuses = HealthServicer(service.health)
         names = [name for servicer in (*service.servicers, statuses) for name in register(servicer, server)]
         reflection.enable_server_reflection(
             (*names, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name), server
         )
-        await _set_all(statuses, names, ready=False)
+        await statuses.set_all(names, ready=False)
         _listen(server, service.address, peer.certificates.of_server() if inner and peer.certificates else None)
         await server.start()
         try:
@@ -188,8 +188,8 @@ async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, 
                     await stop.wished.wait()
             finally:
                 watch.cancel()
-            await statuses.enter_graceful_shutdown()
-            await asyncio.sleep(_NOTICE)
+            await statuses.stop()
+            await service.health.be_heard(config.notice, lambda: interceptor.arrived)
             interceptor.end_endless()
             await asyncio.gather(_stop(server, interceptor, config.grace), service.drain(config.grace))
         except BaseException:
@@ -199,7 +199,7 @@ async def _serve(name: str, config: Config, build: Build, telemetry: Telemetry, 
 
 async def _stop(server: grpc.aio.Server, interceptor: MeshInterceptor, grace: float) -> None:
     """Lets calls end by themselves for `grace` seconds, then ends those that are left."""
-    stopped = asyncio.ensure_future(server.stop(grace + _NOTICE))
+    stopped = asyncio.ensure_future(server.stop(grace + _CUT))
     await asyncio.wait((stopped,), timeout=grace)
     interceptor.end_all()
     await stopped
@@ -238,7 +238,7 @@ def _settle_memory() -> None:
         trim(0)
 
 
-async def _watch_readiness(name: str, service: Service, statuses: Any, names: Sequence[str]) -> None:
+async def _watch_readiness(name: str, service: Service, statuses: HealthServicer, names: Sequence[str]) -> None:
     """Keeps health in step with what the service says of itself; every change is logged with its reason."""
     last: str | None = None
     pause = _POLL / 32
@@ -250,22 +250,17 @@ async def _watch_readiness(name: str, service: Service, statuses: Any, names: Se
             reason = f"it didn't say within {_PATIENCE:.0f} s whether it is ready"
         except Exception as error:  # noqa: BLE001 - a broken check means not ready, and must not end the service
             reason = f"its readiness check failed: {error}"
+        service.health.reason = reason
         if reason != last:
             if reason:
                 _log.warning("%s: not ready: %s", name, reason)
             else:
                 _log.info("%s: ready", name)
             if last is None or bool(reason) != bool(last):
-                await _set_all(statuses, names, ready=not reason)
+                await statuses.set_all(names, ready=not reason)
             last = reason
         await asyncio.sleep(pause)
         pause = min(_POLL, pause * 2)
-
-
-async def _set_all(statuses: Any, names: Sequence[str], *, ready: bool) -> None:
-    values = health_pb2.HealthCheckResponse
-    for name in ("", *names):
-        await statuses.set(name, values.SERVING if ready else values.NOT_SERVING)
 
 
 class _CannotListen(Exception):

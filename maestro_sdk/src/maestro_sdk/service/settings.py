@@ -202,6 +202,7 @@ class Config(Settings):
     envoy: EnvoyConfig = Field(default_factory=EnvoyConfig)
     telemetry: TelemetryConfig = TelemetryConfig()
     grace: Duration = 30.0
+    notice: Annotated[Duration, Field(le=60)] = 0.3
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
 

@@ -4,6 +4,8 @@
           {"type":"resume","id":"c1","stream":"req_…","after":12}
     down  {"id":"c1","type":"started",…}  {"id":"c1","type":"text",…}  …  {"id":"c1","type":"finish" or "error",…}
 
+The first frame of an answer, and an `error`, have `headers` where an answer over HTTP would tell something there.
+
 The frames of a resumable chat carry their number as `seq`. Such a chat goes on without its socket for a while; a
 `cancel` ends it.
 
@@ -22,6 +24,7 @@ from typing import Any, cast
 from aiohttp import ClientConnectionError, WSMsgType, web
 
 from maestro_gateway.chats import Chat
+from maestro_gateway.headers import with_headers
 from maestro_gateway.json_codec.answer import PONG, numbered_frames, quoted, socket_error, socket_frames
 from maestro_gateway.json_codec.chat_request import read_chat
 from maestro_gateway.json_codec.document import parse_object
@@ -45,6 +48,8 @@ MOST = 32
 """Conversations at once on one socket."""
 _LONGEST_ID = 128
 _FAREWELL = 2.0
+_ARRIVAL = 2.0
+"""Seconds after its upgrade within which a socket may begin a conversation, however much the gateway wants to stop."""
 _NONE = b"null"
 GOING_AWAY = b"the gateway is shutting down; connect again"
 DISMISSED = b"the key is not in force any more"
@@ -63,6 +68,9 @@ class ChatSocket:
         self._over: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        # Whether it has begun a conversation, or is gone.
+        self._begun = asyncio.Event()
+        self._arrived = asyncio.get_running_loop().time()
         self._draining = self._cut = self._left = False
 
     async def run(self) -> None:
@@ -77,17 +85,25 @@ class ChatSocket:
                 log.debug("%s: the peer is gone", self._call.request_id)
             finally:
                 self._left = True
+                self._begun.set()
                 self._cancel_all()
 
     async def finish(self, grace: float) -> None:
-        """Takes no new conversation, gives those that run `grace` seconds to end, and closes."""
-        self._draining = True
+        """Takes no new conversation, gives those that run `grace` seconds to end, and closes.
+
+        Who has just come gets the time to begin its first one: it was sent here, and nobody else can take it.
+        """
         try:
             async with asyncio.timeout(grace):
+                arriving = self._arrived + _ARRIVAL - asyncio.get_running_loop().time()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(arriving):
+                        await self._begun.wait()
+                self._draining = True
                 await self._idle.wait()
         except TimeoutError:
             log.warning("%d conversations were cut after %g s", len(self._running), grace)
-            self._cut = True
+            self._draining = self._cut = True
             self._cancel_all()
         # A reader that takes nothing does not hold up the end.
         with suppress(TimeoutError):
@@ -142,6 +158,7 @@ class ChatSocket:
         answer = self._answer_to(name, frame)
         own = frame["type"] == "chat" and _stream_of(frame)
         self._idle.clear()
+        self._begun.set()
         self._over.discard(name)
         previous = self._running.get(name)
         call = Call(own or new_request_id(), self._call.tenant, self._call.traceparent)
@@ -196,12 +213,15 @@ class ChatSocket:
             call = calling()
             await self._send_pieces(name, await streams.begin(request, call, None, body.warnings), call.request_id)
             return
-        chat = Chat(self._mesh, request)
+        chat, first = Chat(self._mesh, request), True
         async with aclosing(chat.stream()) as batches:
             async for batch in batches:
                 if chat.finished:
                     self._over.add(name)
-                for frame in socket_frames(conversation, batch.events, chat.route, body.warnings):
+                frames = socket_frames(conversation, batch.events, chat.route, body.warnings)
+                if first and frames:
+                    first, frames[0] = False, with_headers(frames[0], self._mesh)
+                for frame in frames:
                     await send(frame, WSMsgType.TEXT)
 
     async def _resume(self, name: str, stream: str, after: int) -> None:
@@ -209,13 +229,16 @@ class ChatSocket:
         await self._send_pieces(name, streams.resume(self._call.tenant, stream, after), stream)
 
     async def _send_pieces(self, name: str, reading: Reading, stream: str) -> None:
-        conversation, send = quoted(name), self._socket.send_frame
+        conversation, send, first = quoted(name), self._socket.send_frame, True
         try:
             async with aclosing(reading.pieces()) as pieces:
                 async for piece in pieces:
                     if piece.events[-1].WhichOneof("kind") == "finish":
                         self._over.add(name)
-                    for frame in numbered_frames(conversation, piece.events, reading.route, piece.before):
+                    frames = numbered_frames(conversation, piece.events, reading.route, piece.before)
+                    if first and frames:
+                        first, frames[0] = False, with_headers(frames[0], self._mesh)
+                    for frame in frames:
                         await send(frame, WSMsgType.TEXT)
         except asyncio.CancelledError:
             if not (self._left or self._cut):
@@ -225,10 +248,9 @@ class ChatSocket:
     async def _tell(self, name: str, error: MaestroError, request_id: str) -> None:
         if self._running.get(name) is asyncio.current_task():
             self._over.add(name)
+        frame = socket_error(quoted(name) if name else _NONE, error, request_id)
         try:
-            await self._socket.send_frame(
-                socket_error(quoted(name) if name else _NONE, error, request_id), WSMsgType.TEXT
-            )
+            await self._socket.send_frame(with_headers(frame, self._mesh, error), WSMsgType.TEXT)
         except ClientConnectionError:
             log.debug("%s: the peer left before its error", request_id)
 

@@ -1,5 +1,7 @@
 """The gateway's HTTP port, for WebSockets and for events as server-sent events, in the loop of its gRPC server.
 
+`GET /readyz` tells proxies whether to send requests here: 200, or 503 with the reason.
+
 A key comes in the `authorization` or `x-api-key` header, or from browsers, which can't set headers, as the subprotocol
 `bearer.KEY` beside `maestro`, or as `?access_token=KEY`. No key is ever logged: this server writes no access log.
 """
@@ -27,7 +29,8 @@ from maestro_gateway.identity.sittings import Sittings
 from maestro_gateway.json_codec.answer import encode_error
 from maestro_gateway.mesh import Mesh
 from maestro_gateway.reference import serve_reference
-from maestro_sdk.errors import Internal, InvalidRequest, MaestroError, NotFound, Unauthenticated, UpstreamError
+from maestro_sdk.errors import Internal, InvalidRequest, MaestroError, NotFound, Unauthenticated
+from maestro_sdk.service.health import Health
 from maestro_sdk.tracing import REQUEST_ID_KEY, TRACEPARENT_KEY, Call, call_from_metadata
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,9 @@ _BEARER = "bearer."
 _WRITE_LIMIT = 64 * 1024
 _CLOSING = 2.0
 """Seconds that a peer has to answer a close."""
+_LONGEST_LINE = 64 * 1024
+"""Bytes of the path with its query, and of a header. Envoy takes less of all headers together, and refuses more in the
+API's shape; the HTTP library would quote what was too long, an access token for example, in its answer and the log."""
 
 
 class _Socket(Protocol):
@@ -77,12 +83,14 @@ class SocketServer:
         ping: float,
         refused: Refused = tell_nobody,
         doors: Sequence[Door] = (),
+        health: Health | None = None,
     ) -> None:
         """`address` is "host:port", `max_body` in bytes per frame, `ping` in seconds.
 
-        `refused` is told of those who are not let in.
+        `refused` is told of those who are not let in. `health` is that of the process.
         """
         self._refused = refused
+        self.health = health or Health()
         self._doors = doors
         self._mesh = mesh
         self._keys = keys
@@ -93,14 +101,26 @@ class SocketServer:
         self._ping = ping
         self._sockets: set[_Socket] = set()
         self._sittings = Sittings(keys)
-        self._watching = self._draining = False
+        self._watching = False
+        # While it drains: who says goodbye, and until when on the loop's clock.
+        self._farewells: asyncio.TaskGroup | None = None
+        self._until = 0.0
         application = web.Application(middlewares=[self._tell_errors])
         serve_reference(application.router)
+        application.router.add_get("/readyz", self._tell_ready)
         application.router.add_get("/v1/chat/stream", self._chat)
         application.router.add_get("/v1/events/stream", self._follow)
         for door in doors:
             application.router.add_routes(door.routes(self._identify))
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=1.0,
+            handler_cancellation=True,
+            auto_decompress=False,
+            max_line_size=_LONGEST_LINE,
+            max_field_size=_LONGEST_LINE,
+        )
         self._site: web.TCPSite | None = None
 
     @property
@@ -126,14 +146,21 @@ class SocketServer:
 
     async def drain(self, grace: float) -> None:
         """Takes no new connection, gives conversations `grace` seconds to end, and closes every socket with 1001."""
-        self._draining = True
-        if self._site is not None:
-            await self._site.stop()
-        async with asyncio.TaskGroup() as group:
+        self._until = asyncio.get_running_loop().time() + grace
+        async with asyncio.TaskGroup() as self._farewells:
+            if self._site is not None:
+                await self._site.stop()
             for socket in tuple(self._sockets):
-                group.create_task(socket.finish(grace))
+                self._farewells.create_task(socket.finish(grace))
             for door in self._doors:
-                group.create_task(door.drain(grace))
+                self._farewells.create_task(door.drain(grace))
+        self._farewells = None
+
+    async def _tell_ready(self, request: web.Request) -> web.Response:
+        """Whether this gateway takes requests, for the proxies before it."""
+        place = request.transport.get_extra_info("peername") if request.transport is not None else None
+        reason = self.health.ask(f"http:{place}")
+        return web.json_response({"status": reason or "ok"}, status=503 if reason else 200)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         call, principal = await self._identify(request)
@@ -154,7 +181,6 @@ class SocketServer:
                 await socket.prepare(request)
                 await self._run(EventSocket(socket, follower, callers=callers, transport=request.transport), principal)
             return socket
-        self._refuse_when_draining()
         async with self._feeds.follow(tenant, query) as follower:
             stream = EventResponse(request, follower, callers=callers, ping=self._ping, request_id=call.request_id)
             await self._run(stream, principal)
@@ -162,6 +188,10 @@ class SocketServer:
 
     async def _run(self, socket: _Socket, principal: Principal) -> None:
         self._sockets.add(socket)
+        if self._farewells is not None:
+            # It came by a connection that was there before: it is served like those that came a moment earlier.
+            left = self._until - asyncio.get_running_loop().time()
+            self._farewells.create_task(socket.finish(max(0.0, left)))
         try:
             with self._sittings.hold(principal, socket.dismiss):
                 await socket.run()
@@ -188,7 +218,6 @@ class SocketServer:
         return Call(call.request_id, principal.tenant, call.traceparent), principal
 
     def _socket(self, request: web.Request) -> web.WebSocketResponse:
-        self._refuse_when_draining()
         socket = web.WebSocketResponse(
             protocols=(_PROTOCOL,),
             heartbeat=self._ping,
@@ -202,10 +231,6 @@ class SocketServer:
         if not socket.can_prepare(request):
             raise InvalidRequest("this path speaks WebSocket: connect with `upgrade: websocket`")
         return socket
-
-    def _refuse_when_draining(self) -> None:
-        if self._draining:
-            raise UpstreamError("the gateway is shutting down; connect again", retry_after=1.0)
 
     @web.middleware
     async def _tell_errors(
