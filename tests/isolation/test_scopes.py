@@ -38,6 +38,8 @@ WANTED = {
     "maestro.gateway.v1.HttpService/ListBackends": ANY,
     "maestro.gateway.v1.HttpService/GetProviderHealth": ANY,
     "maestro.gateway.v1.HttpService/ExportUsage": ADMIN,
+    "maestro.gateway.v1.HttpService/CreateJob": "jobs",
+    "maestro.gateway.v1.HttpService/ListJobResults": "jobs",
     # Of the mesh's own members; no gateway serves them.
     "maestro.router.v1.RouterService": OPERATOR,
     "maestro.llm.v1.StandingCallService": OPERATOR,

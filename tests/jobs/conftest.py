@@ -30,8 +30,8 @@ from .batch_account import Account
 LONG = "JOB_ITEMS" in os.environ
 ITEMS = int(os.environ.get("JOB_ITEMS", "40"))
 """Items of the job that processes are killed under."""
-KEYS = {name: f"mk-jobs-{name}-0123456789" for name in ("acme", "globex", "chatter")}
-SCOPES = {"chatter": ["chat"]}
+KEYS = {name: f"mk-jobs-{name}-0123456789" for name in ("acme", "globex", "chatter", "initech")}
+SCOPES = {"chatter": ["chat"], "initech": ["jobs", "files", "chat", "embeddings"]}
 MODEL = "openai/gpt-6.1-terra"
 CONFIG: dict[str, Any] = {
     "version": 1,

@@ -82,14 +82,31 @@ def within(**fields: Any) -> dict[str, Any]:
     return {"items": [GOOD, changed(**fields)]}
 
 
+BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "[r1] hi"}]}
+REST: dict[str, Any] = {"chat": BODY}
+
+
+def rest(**fields: Any) -> dict[str, Any]:
+    return {"items": [REST, {"chat": {**BODY, **fields}}]}
+
+
+def line(**fields: Any) -> dict[str, Any]:
+    whole = {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": BODY}
+    return {"items": [REST, {**whole, **fields}]}
+
+
 WRONG: tuple[tuple[Any, str], ...] = (
-    # What is no message is refused where it is read, with the path in the text.
-    (b"{", "Unexpected end"),
-    (b"[]", "Root element"),
-    (b"null", "Root element"),
-    (b'"x"', "Root element"),
-    (b'{"max_parallel": NaN}', "NaN"),
-    (b'{"items": "\xff"}', "non UTF-8"),
+    # What can't be read.
+    (b"", "body: is empty"),
+    (b"{", "body: is not JSON"),
+    (b"[]", "body: must be a JSON object"),
+    (b"null", "body: must be a JSON object"),
+    (b'"x"', "body: must be a JSON object"),
+    (b'{"max_parallel": NaN}', "body: is not JSON"),
+    (b'{"items": "\xff"}', "body: is not JSON"),
+    (b'{"items": [], "items": []}', "body: the key 'items' stands twice"),
+    (b'{"items": ' + b"[" * 100_000, "body: is not JSON"),
+    (b'{"items": ' + b"[" * 80 + b"]" * 80 + b"}", "body: is nested more"),
     ({"items": "x"}, "items"),
     ({"items": [1]}, "items[0]"),
     ({"items": [{**GOOD, "embed": VECTORS}]}, "items[0]"),
@@ -101,7 +118,7 @@ WRONG: tuple[tuple[Any, str], ...] = (
     ({"items": [GOOD], "timeout": 5}, "timeout"),
     ({"items": [GOOD], "timeout": "5 minutes"}, "timeout"),
     ({"items": [GOOD], "metadata": []}, "metadata"),
-    ({"items": [GOOD], "metadata": {"a": 1}}, "metadata[0].value"),
+    ({"items": [GOOD], "metadata": {"a": 1}}, "metadata"),
     ({"input_file_id": 5}, "input_file_id"),
     (within(messages="hi"), "items[1].chat.messages"),
     (within(messages=[{"role": "user?"}]), "items[1].chat.messages[0].role"),
@@ -109,11 +126,11 @@ WRONG: tuple[tuple[Any, str], ...] = (
     (within(max_tokens=1.5), "items[1].chat.max_tokens"),
     (within(model=5), "items[1].chat.model"),
     (asked({"text": {"text": 1}}), "items[1].chat.messages[0].parts[0].text.text"),
-    # What is one is refused with its fields.
+    # What breaks a rule.
     ({"items": [{}]}, "items[0].request"),
     ({"items": [{"chat": None}]}, "items[0].request"),
     ({"items": [{"chat": {}}]}, "items[0].chat.messages"),
-    ({"items": [{"embed": {}}]}, "items[0].embed.inputs"),
+    ({"items": [{"embed": {}}]}, "items[0].embed.input"),
     ({"items": [{"item_id": "a" * 65, **GOOD}]}, "items[0].item_id"),
     ({"items": [GOOD], "priority": 9}, "priority"),
     ({"items": [GOOD], "max_parallel": -1}, "max_parallel"),
@@ -141,6 +158,39 @@ WRONG: tuple[tuple[Any, str], ...] = (
     (embedded(dimensions=0), "items[1].embed.dimensions"),
     (embedded(dimensions=10**7), "items[1].embed.dimensions"),
     (embedded(model="none/such"), "items[1].embed.model"),
+    # The same in the shape of REST, in which nothing is passed over.
+    ({"items": [GOOD], "prioritaet": "high"}, "prioritaet"),
+    (rest(mesages=[]), "items[1].chat.mesages: is not a field of a chat request; did you mean messages?"),
+    (rest(max_completion_tokens=5), "items[1].chat.max_completion_tokens"),
+    (rest(messages=[{"role": "user", "contents": "hi"}]), "items[1].chat.messages[0].contents"),
+    (rest(messages=[{"role": "user", "content": [{"type": "text", "text": 1}]}]), "chat.messages[0].content[0].text"),
+    (rest(messages=[{"role": "usr", "content": "hi"}]), "items[1].chat.messages[0].role"),
+    (rest(temperature=10**400), "body: is not JSON"),
+    (rest(temperature=1e300), "items[1].chat.temperature"),
+    (rest(max_tokens=10**15), "items[1].chat.max_tokens"),
+    (rest(seed=2**70), "items[1].chat.seed"),
+    (rest(routing={"persona": "a", "skil": "b"}), "items[1].chat.routing.skil"),
+    (rest(model="none/such"), "items[1].chat.model"),
+    ({"items": [REST, {**REST, "priority": "high"}]}, "items[1].priority"),
+    ({"items": [REST, {**REST, "embeddings": {"input": "x"}}]}, "items[1].request"),
+    ({"items": [{"embeddings": {"inputs": ["x"]}}]}, "items[0].embeddings.input"),
+    ({"items": [{"embeddings": {"input": []}}]}, "items[0].embeddings.input"),
+    ({"items": [{"embeddings": {"input": ["a", 5]}}]}, "items[0].embeddings.input[1]"),
+    ({"items": [{"embeddings": {"input": "a", "shout": 1}}]}, "items[0].embeddings.shout"),
+    ({"items": [{"embeddings": {"input": "a", "model": "none/such"}}]}, "items[0].embeddings.model"),
+    # And in that of OpenAI's batches.
+    (line(custom_id=None), "items[1].custom_id"),
+    (line(custom_id="a b"), "items[1].custom_id"),
+    (line(method="GET"), "items[1].method"),
+    (line(url="/v1/responses"), "items[1].url"),
+    (line(body=None), "items[1].body"),
+    (line(extra=1), "items[1].extra"),
+    (line(body={"model": MODEL}), "items[1].body.messages"),
+    (line(body={**BODY, "n": 2}), "items[1].body.n"),
+    (line(body={**BODY, "stream": True}), "items[1].body.stream"),
+    (line(body={**BODY, "model": "none/such"}), "items[1].body.model"),
+    (line(url="/v1/embeddings", body={"model": "none/such", "input": "a"}), "items[1].body.model"),
+    ({"items": [line()["items"][1], line()["items"][1]]}, "items[1].custom_id: 'b' is the name of items[0] already"),
 )
 
 

@@ -15,9 +15,7 @@ WHERE = ("--key", KEYS["acme"], "--url")
 
 
 def lines(count: int, padding: int = 0) -> str:
-    asked = [
-        {"role": "ROLE_USER", "parts": [{"text": {"text": f"[r{n}] go on" + " " * padding}}]} for n in range(count)
-    ]
+    asked = [{"role": "user", "content": f"[r{n}] go on" + " " * padding} for n in range(count)]
     return "\n".join(
         json.dumps({"item_id": f"q{n}", "chat": {"model": MODEL, "messages": [each]}}) for n, each in enumerate(asked)
     )
@@ -32,9 +30,7 @@ async def test_a_job_from_its_file_to_its_results(mesh: MeshProcess, providers: 
     code, out, err = await mesh.run("jobs", "results", job_id, *WHERE, mesh.url)
     assert code == 0, err
     told = [json.loads(line) for line in out.splitlines()]
-    assert {each["item"]["item_id"]: each["item"]["chat"]["parts"][0]["text"]["text"] for each in told} == {
-        f"q{n}": text_of(f"r{n}") for n in range(3)
-    }
+    assert {each["item_id"]: each["chat"]["text"] for each in told} == {f"q{n}": text_of(f"r{n}") for n in range(3)}
 
 
 async def test_a_large_file_is_uploaded_and_a_wrong_one_refused(

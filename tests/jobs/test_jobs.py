@@ -196,7 +196,7 @@ async def test_a_file_in_and_a_file_out(mesh: MeshProcess, jobs: Jobs, providers
         request = files.DownloadFileRequest(file_id=over.output_file_id)
         data = b"".join([piece.data async for piece in stub.DownloadFile(request, metadata=jobs.key)])
         told = {line["item_id"]: line for line in map(json.loads, data.splitlines())}
-        assert {name: line["chat"]["parts"][0]["text"]["text"] for name, line in told.items()} == {
+        assert {name: line["chat"]["text"] for name, line in told.items()} == {
             f"q{n}": text_of(f"r{n}") for n in range(3)
         }
         lines[1]["chat"]["temperature"] = "warm"

@@ -108,11 +108,10 @@ def known(mesh: MeshProcess, key: str) -> dict[str, str]:
         return answer
 
     words = [{"role": "user", "content": "hello"}]
-    turn = {"role": "ROLE_USER", "parts": [{"text": {"text": "hello"}}]}
     chat = made("/v1/chat", json={"messages": words, "stream": True, "resumable": True})
     return {
         "file_id": made("/v1/files?purpose=content&filename=a.txt", data=b"hello").json()["file_id"],
-        "job_id": made("/v1/jobs", json={"items": [{"item_id": "a", "chat": {"messages": [turn]}}]}).json()["job_id"],
+        "job_id": made("/v1/jobs", json={"items": [{"item_id": "a", "chat": {"messages": words}}]}).json()["job_id"],
         "key_id": made("/v1/keys", json={}).json()["key"]["key_id"],
         "request_id": chat.headers["x-request-id"],
         "stream": chat.headers["x-request-id"],

@@ -43,12 +43,12 @@ async def test_the_mark_that_windows_puts_before_a_text_is_passed_over():
     ("line", "field"),
     [
         pytest.param(b"{nonsense", "line 3", id="no JSON"),
-        pytest.param(b"[]", "line 3: request", id="no object"),
+        pytest.param(b"[]", "line 3", id="no object"),
         pytest.param(b"null", "line 3", id="null"),
         pytest.param(b'"an item"', "line 3", id="a text"),
         pytest.param(b"[{}]", "line 3", id="a list of items"),
         pytest.param(b'{"chat": 5}', "line 3: chat", id="no request"),
-        pytest.param(b'{"chat": NaN}', "line 3: chat", id="no number"),
+        pytest.param(b'{"chat": NaN}', "line 3", id="no number"),
         pytest.param(b'{"item_id": 5}', "line 3: item_id", id="a name that is no text"),
         pytest.param(b'{"shout": {}}', "line 3: shout", id="a field that is not there"),
         pytest.param(b'{"chat": {"model": "m", "shout": 1}}', "line 3: chat.shout", id="one of a request"),
@@ -62,11 +62,11 @@ async def test_the_mark_that_windows_puts_before_a_text_is_passed_over():
             id="deep within",
         ),
         pytest.param(b'{"chat": {"messages": [{"role": "user?"}]}}', "line 3: chat.messages[0].role", id="no role"),
-        pytest.param(b'{"chat": {"metadata": {"a": 1}}}', "line 3: chat.metadata", id="a label that is no text"),
+        pytest.param(b'{"chat": {"metadata": {"a": 1}}}', "line 3: chat.metadata.a", id="a label that is no text"),
         pytest.param(
             b'{"embed": {"inputs": [{}, {"text": 4}]}}', "line 3: embed.inputs[1].text", id="no text to embed"
         ),
-        pytest.param(b'{"chat": {}, "embed": {}}', "line 3", id="two requests"),
+        pytest.param(b'{"chat": {}, "embed": {}}', "line 3: request", id="two requests"),
         pytest.param(b"\xff\xfe", "line 3", id="no text"),
         pytest.param(b'{"a":' * 5000, "line 3", id="deeper than anybody reads"),
         pytest.param(b"{}", "line 3: request", id="nothing asked"),

@@ -47,7 +47,7 @@ class Files:
     ) -> str:
         self.begun.set()
         await self.free.wait()
-        self.lines = [json.loads(line) async for line in data]
+        self.lines = [json.loads(line) for line in b"".join([piece async for piece in data]).splitlines()]
         return "file_of_results"
 
 

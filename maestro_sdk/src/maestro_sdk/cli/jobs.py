@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.tables import display, new_table
 from maestro_sdk.cli.target import NoTarget, find_target
 
 jobs_app = typer.Typer(
@@ -40,7 +40,7 @@ def create(
     file: Annotated[
         Path,
         typer.Argument(
-            help='One item as JSON per line: {"item_id": "a", "chat": {…}} or {"embed": {…}}.',
+            help='One item as JSON per line: {"item_id": "a", "chat": {…}} or {"embeddings": {…}}.',
             exists=True,
             dir_okay=False,
             show_default=False,
@@ -102,7 +102,7 @@ def list_jobs(*, as_json: Json = False, url: Url = None, key: Key = None, data: 
     if as_json:
         typer.echo(json.dumps({"jobs": found}, indent=2))
         return
-    Console(highlight=False).print(_table(found) if found else "there are no jobs")
+    display(_table(found) if found else "there are no jobs")
 
 
 @jobs_app.command("show")
@@ -112,7 +112,7 @@ def show(job_id: JobId, *, as_json: Json = False, url: Url = None, key: Key = No
     if as_json:
         typer.echo(json.dumps(job, indent=2))
     else:
-        Console(highlight=False).print(_table([job]))
+        display(_table([job]))
 
 
 @jobs_app.command("results")
@@ -163,16 +163,14 @@ def _watch(api: Api, job_id: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(job, indent=2))
     else:
-        Console(highlight=False).print(_table([job]))
+        display(_table([job]))
     raise typer.Exit(0 if job["progress"]["succeeded"] == job["progress"]["total"] else 1)
 
 
 def _table(jobs: list[Any]) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = new_table(("job", "name", "state", "items", "cost", "created"))
     # It is there to be copied.
-    table.add_column("job", min_width=28)
-    for title in ("name", "state", "items", "cost", "created"):
-        table.add_column(title)
+    table.columns[0].min_width = 28
     for job in jobs:
         cost: str = job["usage"].get("cost_usd", "")
         created = str(job["create_time"])[:19].replace("T", " ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -17,11 +18,13 @@ from maestro.gateway.v1.http_pb2 import (
     ListModelsRequest,
 )
 from maestro.gateway.v1.http_pb2_grpc import HttpServiceServicer
+from maestro.job.v1.job_pb2 import ListJobResultsRequest
 from maestro.router.v1 import router_pb2 as pb
 from maestro.usage.v1.usage_pb2 import QueryUsageRequest
 from maestro_gateway.budgets.estimate import estimates_of
-from maestro_gateway.facade import Facade
+from maestro_gateway.facade import JSON, Facade
 from maestro_gateway.identity import current_caller, permit
+from maestro_gateway.jobs import JobRest
 from maestro_gateway.json_codec.answer import Frames, encode_answer, encode_error
 from maestro_gateway.json_codec.chat_request import decode_chat, read_chat
 from maestro_gateway.json_codec.document import parse_object
@@ -45,11 +48,14 @@ _CSV_NAME = ("content-disposition", 'attachment; filename="usage.csv"')
 class HttpService(HttpServiceServicer):
     """Answers REST. Callers who were not admitted come through, and are refused here with a body of our shape."""
 
-    def __init__(self, mesh: Mesh, records: Records, usage: Usage, *, max_body: int, ping: float) -> None:
+    def __init__(
+        self, mesh: Mesh, records: Records, usage: Usage, jobs: JobRest, *, max_body: int, ping: float
+    ) -> None:
         """`max_body` in bytes, `ping` in seconds."""
         self._mesh = mesh
         self._records = records
         self._usage = usage
+        self._jobs = jobs
         self._facade = Facade(mesh, encode_error, max_body=max_body, ping=ping)
 
     @returns_last
@@ -144,15 +150,27 @@ class HttpService(HttpServiceServicer):
     @returns_last
     async def ExportUsage(self, request: QueryUsageRequest, context: Any) -> HttpBody:
         async def answer() -> HttpBody:
-            pieces = await self._usage.export(request)
-            await self._facade.begin(context, _CSV_NAME)
-            kind = _CSV
-            for piece in pieces:
-                await context.write(HttpBody(content_type=kind, data=piece).SerializeToString())
-                kind = ""
-            return HttpBody()
+            return await self._send(await self._usage.export(request), _CSV, context, _CSV_NAME)
 
         return await self._facade.answer(context, answer)
+
+    async def CreateJob(self, request: HttpBody, context: Any) -> HttpBody:
+        return await self._facade.answer(context, lambda: self._jobs.create(self._facade.measure(request), context))
+
+    @returns_last
+    async def ListJobResults(self, request: ListJobResultsRequest, context: Any) -> HttpBody:
+        async def answer() -> HttpBody:
+            return await self._send(await self._jobs.results(request, context), JSON, context)
+
+        return await self._facade.answer(context, answer)
+
+    async def _send(self, pieces: Iterable[bytes], kind: str, context: Any, *headers: tuple[str, str]) -> HttpBody:
+        """An answer that comes in pieces: nothing can fail from here on but the connection."""
+        await self._facade.begin(context, *headers)
+        for piece in pieces:
+            await context.write(HttpBody(content_type=kind, data=piece).SerializeToString())
+            kind = ""
+        return HttpBody()
 
     async def _ask_router(self) -> tuple[pb.ListBackendsResponse | None, str]:
         """The router's own view; None and the reason when it does not answer."""

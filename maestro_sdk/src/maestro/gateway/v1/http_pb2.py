@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
+from maestro.job.v1 import job_pb2 as maestro_dot_job_dot_v1_dot_job__pb2
 from maestro.usage.v1 import usage_pb2 as maestro_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmaestro/gateway/v1/http.proto\x12\x12maestro.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1cmaestro/usage/v1/usage.proto\"A\n\x11\x46ollowChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x05R\x05\x61\x66ter\"(\n\x0e\x45ndChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\"\x13\n\x11ListModelsRequest\"\x15\n\x13ListBackendsRequest\"\x1a\n\x18GetProviderHealthRequest2\xfc\x06\n\x0bHttpService\x12I\n\x04\x43hat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/chat:\x01*0\x01\x12X\n\x0c\x45stimateChat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/chat:estimate:\x01*\x12m\n\nFollowChat\x12%.maestro.gateway.v1.FollowChatRequest\x1a\x14.google.api.HttpBody\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/chat/{stream}/events0\x01\x12^\n\x07\x45ndChat\x12\".maestro.gateway.v1.EndChatRequest\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/chat/{stream}\x12]\n\nListModels\x12%.maestro.gateway.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12j\n\x0cListBackends\x12\'.maestro.gateway.v1.ListBackendsRequest\x1a\x14.google.api.HttpBody\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/router/backends\x12T\n\x07\x45xplain\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/v1/router:explain:\x01*\x12u\n\x11GetProviderHealth\x12,.maestro.gateway.v1.GetProviderHealthRequest\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/health/providers\x12\x61\n\x0b\x45xportUsage\x12#.maestro.usage.v1.QueryUsageRequest\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/usage.csv0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmaestro/gateway/v1/http.proto\x12\x12maestro.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x18maestro/job/v1/job.proto\x1a\x1cmaestro/usage/v1/usage.proto\"A\n\x11\x46ollowChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x05R\x05\x61\x66ter\"(\n\x0e\x45ndChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\"\x13\n\x11ListModelsRequest\"\x15\n\x13ListBackendsRequest\"\x1a\n\x18GetProviderHealthRequest2\xbe\x08\n\x0bHttpService\x12I\n\x04\x43hat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/chat:\x01*0\x01\x12X\n\x0c\x45stimateChat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/chat:estimate:\x01*\x12m\n\nFollowChat\x12%.maestro.gateway.v1.FollowChatRequest\x1a\x14.google.api.HttpBody\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/chat/{stream}/events0\x01\x12^\n\x07\x45ndChat\x12\".maestro.gateway.v1.EndChatRequest\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/chat/{stream}\x12]\n\nListModels\x12%.maestro.gateway.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12j\n\x0cListBackends\x12\'.maestro.gateway.v1.ListBackendsRequest\x1a\x14.google.api.HttpBody\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/router/backends\x12T\n\x07\x45xplain\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/v1/router:explain:\x01*\x12u\n\x11GetProviderHealth\x12,.maestro.gateway.v1.GetProviderHealthRequest\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/health/providers\x12\x61\n\x0b\x45xportUsage\x12#.maestro.usage.v1.QueryUsageRequest\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/usage.csv0\x01\x12L\n\tCreateJob\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/jobs:\x01*\x12r\n\x0eListJobResults\x12%.maestro.job.v1.ListJobResultsRequest\x1a\x14.google.api.HttpBody\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/jobs/{job_id}/results0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,16 +53,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HTTPSERVICE'].methods_by_name['GetProviderHealth']._serialized_options = b'\202\323\344\223\002\026\022\024/v1/health/providers'
   _globals['_HTTPSERVICE'].methods_by_name['ExportUsage']._loaded_options = None
   _globals['_HTTPSERVICE'].methods_by_name['ExportUsage']._serialized_options = b'\202\323\344\223\002\017\022\r/v1/usage.csv'
-  _globals['_FOLLOWCHATREQUEST']._serialized_start=140
-  _globals['_FOLLOWCHATREQUEST']._serialized_end=205
-  _globals['_ENDCHATREQUEST']._serialized_start=207
-  _globals['_ENDCHATREQUEST']._serialized_end=247
-  _globals['_LISTMODELSREQUEST']._serialized_start=249
-  _globals['_LISTMODELSREQUEST']._serialized_end=268
-  _globals['_LISTBACKENDSREQUEST']._serialized_start=270
-  _globals['_LISTBACKENDSREQUEST']._serialized_end=291
-  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_start=293
-  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_end=319
-  _globals['_HTTPSERVICE']._serialized_start=322
-  _globals['_HTTPSERVICE']._serialized_end=1214
+  _globals['_HTTPSERVICE'].methods_by_name['CreateJob']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\202\323\344\223\002\r\"\010/v1/jobs:\001*'
+  _globals['_HTTPSERVICE'].methods_by_name['ListJobResults']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['ListJobResults']._serialized_options = b'\202\323\344\223\002\033\022\031/v1/jobs/{job_id}/results'
+  _globals['_FOLLOWCHATREQUEST']._serialized_start=166
+  _globals['_FOLLOWCHATREQUEST']._serialized_end=231
+  _globals['_ENDCHATREQUEST']._serialized_start=233
+  _globals['_ENDCHATREQUEST']._serialized_end=273
+  _globals['_LISTMODELSREQUEST']._serialized_start=275
+  _globals['_LISTMODELSREQUEST']._serialized_end=294
+  _globals['_LISTBACKENDSREQUEST']._serialized_start=296
+  _globals['_LISTBACKENDSREQUEST']._serialized_end=317
+  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_start=319
+  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_end=345
+  _globals['_HTTPSERVICE']._serialized_start=348
+  _globals['_HTTPSERVICE']._serialized_end=1434
 # @@protoc_insertion_point(module_scope)

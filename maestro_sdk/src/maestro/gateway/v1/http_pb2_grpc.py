@@ -5,6 +5,7 @@ import warnings
 
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from maestro.gateway.v1 import http_pb2 as maestro_dot_gateway_dot_v1_dot_http__pb2
+from maestro.job.v1 import job_pb2 as maestro_dot_job_dot_v1_dot_job__pb2
 from maestro.usage.v1 import usage_pb2 as maestro_dot_usage_dot_v1_dot_usage__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -84,6 +85,16 @@ class HttpServiceStub:
                 request_serializer=maestro_dot_usage_dot_v1_dot_usage__pb2.QueryUsageRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.CreateJob = channel.unary_unary(
+                '/maestro.gateway.v1.HttpService/CreateJob',
+                request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.ListJobResults = channel.unary_stream(
+                '/maestro.gateway.v1.HttpService/ListJobResults',
+                request_serializer=maestro_dot_job_dot_v1_dot_job__pb2.ListJobResultsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class HttpServiceServicer:
@@ -155,6 +166,21 @@ class HttpServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJob(self, request, context):
+        """Makes a job of chats and embeddings as `POST /v1/chat` and `POST /v1/embeddings` take them, and of lines as OpenAI's batches have
+        them. The whole input is checked first: one invalid item refuses the job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobResults(self, request, context):
+        """Lists the results that are there, in the order in which items ended, each in the shape in which its item was asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HttpServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -201,6 +227,16 @@ def add_HttpServiceServicer_to_server(servicer, server):
             'ExportUsage': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportUsage,
                     request_deserializer=maestro_dot_usage_dot_v1_dot_usage__pb2.QueryUsageRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'CreateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJob,
+                    request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ListJobResults': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListJobResults,
+                    request_deserializer=maestro_dot_job_dot_v1_dot_job__pb2.ListJobResultsRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
     }
@@ -449,6 +485,60 @@ class HttpService:
             target,
             '/maestro.gateway.v1.HttpService/ExportUsage',
             maestro_dot_usage_dot_v1_dot_usage__pb2.QueryUsageRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maestro.gateway.v1.HttpService/CreateJob',
+            google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/maestro.gateway.v1.HttpService/ListJobResults',
+            maestro_dot_job_dot_v1_dot_job__pb2.ListJobResultsRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from maestro.gateway.v1 import http_pb2 as _http_pb2
+from maestro.job.v1 import job_pb2 as _job_pb2
 from maestro.usage.v1 import usage_pb2 as _usage_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -56,6 +57,12 @@ class HttpServiceStub:
     """Tells for every provider whether it can answer."""
     ExportUsage: _grpc.UnaryStreamMultiCallable[_usage_pb2.QueryUsageRequest, _httpbody_pb2.HttpBody]
     """Gives what `UsageService.QueryUsage` gives as a table of comma-separated values, all rows at once."""
+    CreateJob: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """Makes a job of chats and embeddings as `POST /v1/chat` and `POST /v1/embeddings` take them, and of lines as OpenAI's batches have
+    them. The whole input is checked first: one invalid item refuses the job.
+    """
+    ListJobResults: _grpc.UnaryStreamMultiCallable[_job_pb2.ListJobResultsRequest, _httpbody_pb2.HttpBody]
+    """Lists the results that are there, in the order in which items ended, each in the shape in which its item was asked."""
 
 @_typing.type_check_only
 class HttpServiceAsyncStub(HttpServiceStub):
@@ -83,6 +90,12 @@ class HttpServiceAsyncStub(HttpServiceStub):
     """Tells for every provider whether it can answer."""
     ExportUsage: _aio.UnaryStreamMultiCallable[_usage_pb2.QueryUsageRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Gives what `UsageService.QueryUsage` gives as a table of comma-separated values, all rows at once."""
+    CreateJob: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Makes a job of chats and embeddings as `POST /v1/chat` and `POST /v1/embeddings` take them, and of lines as OpenAI's batches have
+    them. The whole input is checked first: one invalid item refuses the job.
+    """
+    ListJobResults: _aio.UnaryStreamMultiCallable[_job_pb2.ListJobResultsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Lists the results that are there, in the order in which items ended, each in the shape in which its item was asked."""
 
 class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves the REST facade behind Envoy's transcoder. Bodies are JSON of the gateway's own making (`HttpBody`), so that unary and
@@ -161,5 +174,23 @@ class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody], _abc.Awaitable[None]]:
         """Gives what `UsageService.QueryUsage` gives as a table of comma-separated values, all rows at once."""
+
+    @_abc_1.abstractmethod
+    def CreateJob(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Makes a job of chats and embeddings as `POST /v1/chat` and `POST /v1/embeddings` take them, and of lines as OpenAI's batches have
+        them. The whole input is checked first: one invalid item refuses the job.
+        """
+
+    @_abc_1.abstractmethod
+    def ListJobResults(
+        self,
+        request: _job_pb2.ListJobResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody], _abc.Awaitable[None]]:
+        """Lists the results that are there, in the order in which items ended, each in the shape in which its item was asked."""
 
 def add_HttpServiceServicer_to_server(servicer: HttpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -159,7 +159,9 @@ class CreateJobRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     input_file_id: _builtins.str
-    """Optional. Uploaded file of purpose JOB_INPUT with one `BatchItem` as JSON per line. Empty when `items` are set."""
+    """Optional. Uploaded file of purpose JOB_INPUT with one item as JSON per line, in any of the shapes that `POST /v1/jobs` takes. Empty
+    when `items` are set.
+    """
     display_name: _builtins.str
     """Optional. Name for people, at most 256 characters."""
     priority: Global___JobPriority.ValueType
@@ -575,6 +577,9 @@ class JobResult(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     ECONOMY_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
+    ANSWER_SHAPE_FIELD_NUMBER: _builtins.int
+    BASE64_VECTORS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Output only. Position of the item in the input, counted from 0."""
     state: Global___JobItemState.ValueType
@@ -583,6 +588,12 @@ class JobResult(_message.Message):
     """Output only. How often the item was run, at least 1; 0 when it was cancelled before it started."""
     economy: _builtins.bool
     """Output only. True when it ran by a provider's own batch API."""
+    route: _builtins.str
+    """Output only. Route that the answer took. Empty means that the model was named directly, or that there is no answer."""
+    answer_shape: _batch_pb2.AnswerShape.ValueType
+    """Output only. Shape in which it is told over HTTP and in output files; that of its item."""
+    base64_vectors: _builtins.bool
+    """Output only. True when its vectors are told as base64 there."""
     @_builtins.property
     def item(self) -> _batch_pb2.BatchItemResult:
         """Output only. Answer or error, usage and cost."""
@@ -600,10 +611,13 @@ class JobResult(_message.Message):
         runs: _builtins.int = ...,
         economy: _builtins.bool = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        route: _builtins.str = ...,
+        answer_shape: _batch_pb2.AnswerShape.ValueType = ...,
+        base64_vectors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "item", b"item"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["economy", b"economy", "end_time", b"end_time", "index", b"index", "item", b"item", "runs", b"runs", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_shape", b"answer_shape", "base64_vectors", b"base64_vectors", "economy", b"economy", "end_time", b"end_time", "index", b"index", "item", b"item", "route", b"route", "runs", b"runs", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

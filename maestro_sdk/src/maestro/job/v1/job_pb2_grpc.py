@@ -74,7 +74,8 @@ class JobServiceServicer:
     """
 
     def CreateJob(self, request, context):
-        """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job.
+        """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job. Over HTTP it is
+        `maestro.gateway.v1.HttpService.CreateJob`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +103,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobResults(self, request, context):
-        """Lists the results that are there, in the order in which items ended; works while the job is under way.
+        """Lists the results that are there, in the order in which items ended; works while the job is under way. Over HTTP it is
+        `maestro.gateway.v1.HttpService.ListJobResults`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

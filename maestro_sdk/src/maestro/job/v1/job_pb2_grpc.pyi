@@ -36,7 +36,9 @@ class JobServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     CreateJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.Job]
-    """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job."""
+    """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job. Over HTTP it is
+    `maestro.gateway.v1.HttpService.CreateJob`.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]
     """Returns a job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]
@@ -44,7 +46,9 @@ class JobServiceStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]
     """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
     ListJobResults: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobResultsRequest, _job_pb2.ListJobResultsResponse]
-    """Lists the results that are there, in the order in which items ended; works while the job is under way."""
+    """Lists the results that are there, in the order in which items ended; works while the job is under way. Over HTTP it is
+    `maestro.gateway.v1.HttpService.ListJobResults`.
+    """
     StreamJobResults: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamJobResultsRequest, _job_pb2.StreamJobResultsResponse]
     """Sends the results that are there and then, until the job is over, each new one at once. Ends with OK after the last result.
     Native clients only: over plain HTTP a stream that breaks can't be told from one that ends.
@@ -58,7 +62,9 @@ class JobServiceAsyncStub(JobServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job."""
+    """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job. Over HTTP it is
+    `maestro.gateway.v1.HttpService.CreateJob`.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Returns a job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]  # type: ignore[assignment]
@@ -66,7 +72,9 @@ class JobServiceAsyncStub(JobServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
     ListJobResults: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobResultsRequest, _job_pb2.ListJobResultsResponse]  # type: ignore[assignment]
-    """Lists the results that are there, in the order in which items ended; works while the job is under way."""
+    """Lists the results that are there, in the order in which items ended; works while the job is under way. Over HTTP it is
+    `maestro.gateway.v1.HttpService.ListJobResults`.
+    """
     StreamJobResults: _aio.UnaryStreamMultiCallable[_job_pb2.StreamJobResultsRequest, _job_pb2.StreamJobResultsResponse]  # type: ignore[assignment]
     """Sends the results that are there and then, until the job is over, each new one at once. Ends with OK after the last result.
     Native clients only: over plain HTTP a stream that breaks can't be told from one that ends.
@@ -83,7 +91,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.CreateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job."""
+        """Queues a job and returns at once. The whole input is checked first: one invalid item refuses the job. Over HTTP it is
+        `maestro.gateway.v1.HttpService.CreateJob`.
+        """
 
     @_abc_1.abstractmethod
     def GetJob(
@@ -115,7 +125,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ListJobResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.ListJobResultsResponse, _abc.Awaitable[_job_pb2.ListJobResultsResponse]]:
-        """Lists the results that are there, in the order in which items ended; works while the job is under way."""
+        """Lists the results that are there, in the order in which items ended; works while the job is under way. Over HTTP it is
+        `maestro.gateway.v1.HttpService.ListJobResults`.
+        """
 
     @_abc_1.abstractmethod
     def StreamJobResults(

@@ -70,6 +70,30 @@ BATCH_STATE_EXPIRED: BatchState.ValueType  # 7
 """Over: not all items were reached in time."""
 Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
 
+class _AnswerShape:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AnswerShapeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnswerShape.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ANSWER_SHAPE_UNSPECIFIED: _AnswerShape.ValueType  # 0
+    """Not said; means MAESTRO."""
+    ANSWER_SHAPE_MAESTRO: _AnswerShape.ValueType  # 1
+    """As `POST /v1/chat` and `POST /v1/embeddings` answer."""
+    ANSWER_SHAPE_OPENAI: _AnswerShape.ValueType  # 2
+    """As a line of OpenAI's batches has it."""
+
+class AnswerShape(_AnswerShape, metaclass=_AnswerShapeEnumTypeWrapper):
+    """Names the shape of an answer in JSON."""
+
+ANSWER_SHAPE_UNSPECIFIED: AnswerShape.ValueType  # 0
+"""Not said; means MAESTRO."""
+ANSWER_SHAPE_MAESTRO: AnswerShape.ValueType  # 1
+"""As `POST /v1/chat` and `POST /v1/embeddings` answer."""
+ANSWER_SHAPE_OPENAI: AnswerShape.ValueType  # 2
+"""As a line of OpenAI's batches has it."""
+Global___AnswerShape: _TypeAlias = AnswerShape  # noqa: Y015
+
 @_typing.final
 class CreateBatchRequest(_message.Message):
     """Carries a piece of a new batch."""
@@ -219,17 +243,24 @@ Global___BatchItems: _TypeAlias = BatchItems  # noqa: Y015
 
 @_typing.final
 class BatchItem(_message.Message):
-    """Holds one request of a batch or job. Its JSON form is a line of a job's input file."""
+    """Holds one request of a batch or job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_ID_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
     EMBED_FIELD_NUMBER: _builtins.int
+    ANSWER_SHAPE_FIELD_NUMBER: _builtins.int
+    BASE64_VECTORS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """Optional. Name of the item, distinct within the batch or job: 1 to 64 letters, digits, `_`, `-`, `.`. Empty means its position,
     counted from 0.
     """
+    answer_shape: Global___AnswerShape.ValueType
+    """Optional. Shape in which its result is told over HTTP and in output files of jobs. Unset means MAESTRO."""
+    base64_vectors: _builtins.bool
+    """Optional. True tells its vectors as base64 there: floats of 32 bits, little endian. Unset means numbers."""
     @_builtins.property
     def chat(self) -> _chat_pb2.ChatRequest:
         """A conversation."""
@@ -238,16 +269,23 @@ class BatchItem(_message.Message):
     def embed(self) -> _embedding_pb2.EmbedRequest:
         """Contents to embed."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Warning]:
+        """Optional. What of the request was not understood, at most 64; told with the warnings of its answer."""
+
     def __init__(
         self,
         *,
         item_id: _builtins.str = ...,
         chat: _chat_pb2.ChatRequest | None = ...,
         embed: _embedding_pb2.EmbedRequest | None = ...,
+        answer_shape: Global___AnswerShape.ValueType = ...,
+        base64_vectors: _builtins.bool = ...,
+        warnings: _abc.Iterable[_chat_pb2.Warning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "embed", b"embed", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "embed", b"embed", "item_id", b"item_id", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_shape", b"answer_shape", "base64_vectors", b"base64_vectors", "chat", b"chat", "embed", b"embed", "item_id", b"item_id", "request", b"request", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["chat", "embed"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
@@ -572,7 +610,7 @@ Global___StreamBatchResultsResponse: _TypeAlias = StreamBatchResultsResponse  # 
 
 @_typing.final
 class BatchItemResult(_message.Message):
-    """Holds how one item of a batch or job ended. Its JSON form is a line of a job's output file."""
+    """Holds how one item of a batch or job ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

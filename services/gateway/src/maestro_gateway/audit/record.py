@@ -47,7 +47,12 @@ _SERVICES = {
 """Operations of refused calls, by the service that they asked for."""
 _ACTS = {"file": "file", "job": "job"}
 """Operations of acts, by the kind of what they were done to; of all others "admin"."""
-_METHODS = {"/maestro.gateway.v1.HttpService/Chat": "chat", "/v1/chat/stream": "chat"}
+_METHODS = {
+    "/maestro.gateway.v1.HttpService/Chat": "chat",
+    "/maestro.gateway.v1.HttpService/CreateJob": "job",
+    "/maestro.gateway.v1.HttpService/ListJobResults": "job",
+    "/v1/chat/stream": "chat",
+}
 
 
 def record_of(event: Event) -> AuditRecord | None:

@@ -36,6 +36,8 @@ _METHODS = {
     "/maestro.gateway.v1.HttpService/GetProviderHealth": ANY,
     "/maestro.gateway.v1.HttpService/ExportUsage": ADMIN,
     "/maestro.gateway.v1.HttpService/EstimateChat": "chat",
+    "/maestro.gateway.v1.HttpService/CreateJob": "jobs",
+    "/maestro.gateway.v1.HttpService/ListJobResults": "jobs",
     "/maestro.gateway.v1.OpenAIService/CreateEmbedding": "embeddings",
     "/maestro.usage.v1.UsageService/EstimateCost": "chat",
 }

@@ -18,6 +18,7 @@ from maestro_gateway.jobs.ledger import Ledger
 from maestro_gateway.jobs.output import Output
 from maestro_gateway.jobs.places import Places
 from maestro_gateway.jobs.provider_batches import ProviderBatches
+from maestro_gateway.jobs.rest import JobRest
 from maestro_gateway.jobs.service import JobService
 from maestro_gateway.jobs.states import Board, States
 from maestro_gateway.jobs.streams import Streams
@@ -25,7 +26,7 @@ from maestro_gateway.jobs.worker import Worker
 from maestro_gateway.mesh import Mesh
 from maestro_sdk.service.settings import Config
 
-__all__ = ["STREAM_RESULTS", "JobFiles", "JobService", "running_jobs"]
+__all__ = ["STREAM_RESULTS", "JobFiles", "JobRest", "JobService", "running_jobs"]
 
 STREAM_RESULTS = "/maestro.job.v1.JobService/StreamJobResults"
 """Ends with its job only: a gateway that stops ends it, and the caller goes on at another one."""

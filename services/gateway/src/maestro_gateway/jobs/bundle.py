@@ -12,7 +12,8 @@ from maestro.llm.v1.batch_pb2 import Batch, BatchItem, BatchState
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_gateway.mesh import Mesh
 from maestro_sdk.errors import MaestroError
-from maestro_sdk.mesh.needs import needs_of, needs_of_embedding
+from maestro_sdk.mesh.needs import Needs, needs_of, needs_of_embedding
+from maestro_sdk.mesh.plan import Plan
 from maestro_sdk.mesh.table import Backend
 
 PLANNED, TRYING, OPEN, OVER = "planned", "trying", "open", "over"
@@ -94,21 +95,37 @@ class Economy:
 
 def fits(item: BatchItem, mesh: Mesh, tenant: str) -> Backend | None:
     """The backend that answers an item, when it can do so by its provider's batch API and as it is; else None."""
-    match item.WhichOneof("request"):
-        case "chat":
-            needs = needs_of(item.chat, tenant)
-        case "embed" if item.embed.model:
-            needs = needs_of_embedding(item.embed, tenant)
-        case _:
-            return None
-    try:
-        kept = mesh.plan(needs).kept
-    except MaestroError:
+    needs = _needs(item, tenant)
+    plan = _plan(needs, mesh)
+    if needs is None or plan is None:
         return None
-    backend = kept[0].choice.backend if kept else None
+    backend = plan.kept[0].choice.backend if plan.kept else None
     # A batch has no place for what the kit does around a call.
     wanted = (needs.required & ~(1 << Feature.FEATURE_STREAMING)) | _BATCH
     return backend if backend is not None and backend.native & wanted == wanted else None
+
+
+def route_of(item: BatchItem, mesh: Mesh, tenant: str) -> str:
+    """The route that leads an item to its backend; empty when the model was named directly."""
+    plan = _plan(_needs(item, tenant), mesh)
+    return plan.route.name if plan is not None else ""
+
+
+def _needs(item: BatchItem, tenant: str) -> Needs | None:
+    match item.WhichOneof("request"):
+        case "chat":
+            return needs_of(item.chat, tenant)
+        case "embed" if item.embed.model:
+            return needs_of_embedding(item.embed, tenant)
+        case _:
+            return None
+
+
+def _plan(needs: Needs | None, mesh: Mesh) -> Plan | None:
+    try:
+        return mesh.plan(needs) if needs is not None else None
+    except MaestroError:
+        return None
 
 
 def bundle(job_id: str, found: Iterable[tuple[int, int, Backend]]) -> list[Bundle]:

@@ -18,9 +18,9 @@ from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro_gateway.files.attachments import attach
 from maestro_gateway.jobs.batched import Batched
-from maestro_gateway.jobs.bundle import OPEN, OVER, PLANNED, TRYING, Bundle, bundle, fits, is_over
+from maestro_gateway.jobs.bundle import OPEN, OVER, PLANNED, TRYING, Bundle, bundle, fits, is_over, route_of
 from maestro_gateway.jobs.holdings import Holdings
-from maestro_gateway.jobs.outcome import FAILED, SUCCEEDED, Note, result_of
+from maestro_gateway.jobs.outcome import FAILED, SUCCEEDED, Note, put_answer, result_of
 from maestro_gateway.jobs.places import Places
 from maestro_gateway.jobs.provider_batches import ProviderBatches
 from maestro_gateway.jobs.purse import Leave, Purses, most_cost, nano_of
@@ -331,15 +331,13 @@ class Economist:
         # Where a piece of the question is lost the answer is there all the same, and paid for.
         item = item or BatchItem(item_id=str(index), chat=ChatRequest(model=backend.model))
         count_in(note, found, backend)
-        result = result_of(index, item.item_id, note, FAILED if failed else SUCCEEDED, None)
+        result = result_of(index, item, note, FAILED if failed else SUCCEEDED, None)
         result.economy = True
-        match found.WhichOneof("outcome"):
-            case "chat":
-                result.item.chat.CopyFrom(found.chat)
-            case "embed":
-                result.item.embed.CopyFrom(found.embed)
-            case _:
-                result.item.error.CopyFrom(found.error)
+        if failed:
+            result.item.error.CopyFrom(found.error)
+        else:
+            answer = found.chat if found.HasField("chat") else found.embed
+            put_answer(result, item, answer, route_of(item, self.mesh, record.tenant))
         await account_for(self.mesh, record, index, item, found, backend)
         await store_result(self.streams, record, result, note)
         return True

@@ -11,7 +11,7 @@ from maestro.job.v1.job_pb2 import CreateJobRequest
 from maestro.llm.v1.batch_pb2 import BatchItem
 from maestro_gateway.files.attachments import require
 from maestro_gateway.identity import permit
-from maestro_gateway.jobs.lines import joined, placed
+from maestro_gateway.jobs.items import joined, names_of, placed
 from maestro_gateway.mesh import Mesh
 from maestro_sdk.errors import CapabilityUnavailable, InvalidRequest, MaestroError, NotFound
 from maestro_sdk.mesh.needs import needs_of, needs_of_embedding
@@ -38,15 +38,14 @@ async def check(items: Sequence[BatchItem], place: Place, mesh: Mesh, tenant: st
         name = item.item_id or str(index)
         if (earlier := known.setdefault(name, index)) != index:
             message = f"{name!r} is the name of {place(earlier)} already"
-            raise InvalidRequest.at(joined(place(index), "item_id"), message)
+            raise InvalidRequest.at(joined(place(index), names_of(item)[0]), message)
         item.item_id = name
-        kind = item.WhichOneof("request")
         try:
             _check_one(item, mesh, tenant)
-            if kind == "chat" and mesh.files is not None:
+            if item.HasField("chat") and mesh.files is not None:
                 await require(mesh.files, tenant, item.chat, files)
         except MaestroError as error:
-            raise placed(error, joined(place(index), kind or "")) from None
+            raise placed(error, joined(place(index), names_of(item)[1])) from None
         if not index % _TURN:
             await asyncio.sleep(0)
 

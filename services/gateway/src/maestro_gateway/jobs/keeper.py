@@ -224,11 +224,11 @@ class Keeper:
             note = notes.get(index) or Note()
             try:
                 data = await self.streams.unpack(record.job_id, f"in.{index}", stored.data, stored.headers)
-                item_id = BatchItem.FromString(data).item_id
+                item = BatchItem.FromString(data)
             except LookupError:
-                item_id = str(index)  # a piece of it is lost
+                item = BatchItem(item_id=str(index))  # a piece of it is lost
             state = ITEM_CANCELLED if cancelled else ITEM_FAILED
-            await store_result(self.streams, record, result_of(index, item_id, note, state, error), note)
+            await store_result(self.streams, record, result_of(index, item, note, state, error), note)
             await self.streams.purge(ITEMS, stored.subject)
 
     async def _notes(self, record: JobRecord) -> dict[int, Note]:

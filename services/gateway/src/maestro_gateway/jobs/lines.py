@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import json
 from collections.abc import AsyncIterator
-from typing import Any, cast
-
-from google.protobuf import json_format
-from google.protobuf.message import Message
 
 from maestro.llm.v1.batch_pb2 import BatchItem
-from maestro_sdk.errors import InvalidRequest, MaestroError, TooLarge, Violation
-from maestro_sdk.service.validation import validate
+from maestro_gateway.jobs.items import placed, read_item, rootless
+from maestro_gateway.json_codec.document import parse_object
+from maestro_sdk.errors import InvalidRequest, TooLarge
 
 _TURN = 50
 """Items that are read before other tasks get a turn."""
@@ -62,64 +58,10 @@ def _parsed(line: bytes, place: str) -> BatchItem:
     if len(line) > _LONGEST_LINE:
         raise TooLarge(f"{place}: has {len(line)} bytes, more than the {_LONGEST_LINE} that are allowed for one item")
     try:
-        item = json_format.Parse(line, BatchItem())
-    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        path, what = _find_wrong(line, error)
-        raise InvalidRequest.at(joined(place, path), what) from None
-    try:
-        validate(item)
+        document = parse_object(line)
     except InvalidRequest as error:
-        raise placed(error, place) from None
-    return item
-
-
-def _find_wrong(line: bytes, error: Exception) -> tuple[str, str]:
-    """The path of what can't be read in a line that is no item, and why."""
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError) as wrong:
-        return "", f"is no JSON: {wrong}"
-    if not isinstance(value, dict):
-        return "", "is no JSON object; each line is one item"
-    return _find_within(BatchItem(), cast("dict[str, Any]", value), "", str(error))
-
-
-def _find_within(message: Message, value: dict[str, Any], path: str, reason: str) -> tuple[str, str]:
-    """As `_find_wrong`, for a `message` of an item, which has no fields yet."""
-    for name, inner in value.items():
-        if (why := _why(message, {name: inner})) is None:
-            continue
-        fields = message.DESCRIPTOR
-        field = fields.fields_by_name.get(name) or fields.fields_by_camelcase_name.get(name)
-        here = joined(path, name)
-        if field is None:
-            return here, "is no field of this message"
-        of_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-        if field.message_type is None or of_map or field.message_type.full_name.startswith("google.protobuf."):
-            return here, why
-        if not field.is_repeated:
-            return _find_below(getattr(type(message)(), field.name), inner, here, why)
-        for index, each in enumerate(cast("list[Any]", inner) if isinstance(inner, list) else ()):
-            below = getattr(type(message)(), field.name).add()
-            if (why := _why(below, each)) is not None:
-                return _find_below(below, each, f"{here}[{index}]", why)
-        return here, "is no list"
-    return path, reason
-
-
-def _find_below(message: Message, value: Any, path: str, reason: str) -> tuple[str, str]:
-    if isinstance(value, dict):
-        return _find_within(type(message)(), cast("dict[str, Any]", value), path, reason)
-    return path, f"is no JSON object: {json.dumps(value)[:64]}"
-
-
-def _why(message: Message, value: Any) -> str | None:
-    """Why a value is none of the kind of `message`; None when it is one."""
-    try:
-        json_format.ParseDict(value, type(message)())
-    except (json_format.ParseError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        return str(error)
-    return None
+        raise placed(rootless(error), place) from None
+    return read_item(document, place)
 
 
 async def _lines(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -141,23 +83,3 @@ async def _lines(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             raise TooLarge(f"a line has more than the {_LONGEST_LINE} bytes that are allowed for one item")
     if length:
         yield b"".join(begun)
-
-
-def placed(error: MaestroError, place: str) -> MaestroError:
-    """The error with paths that begin with the place of its item."""
-    violations = [Violation(joined(place, found.field), found.message) for found in error.violations]
-    field = next((found.field for found in error.violations if found.field), "")
-    message = error.message if not field or error.message.startswith(field) else f"{field}: {error.message}"
-    return type(error)(
-        joined(place, message) if field else f"{place}: {message.removeprefix(': ')}",
-        violations=violations or [Violation(place, error.message)],
-        metadata=error.metadata,
-        retry_after=error.retry_after,
-    )
-
-
-def joined(place: str, path: str) -> str:
-    """The path of something at a place: "items[3].chat", "line 4: chat", "line 4: chat.model"."""
-    if not path or not place:
-        return place or path
-    return f"{place}: {path}" if place.startswith("line ") and ": " not in place else f"{place}.{path}"

@@ -12,11 +12,15 @@ from typing import Any
 import orjson
 
 from maestro.job.v1 import job_pb2 as pb
-from maestro.llm.v1.batch_pb2 import BatchItemResult
-from maestro.llm.v1.error_pb2 import ErrorDetail
+from maestro.llm.v1.batch_pb2 import AnswerShape, BatchItem, BatchItemResult
+from maestro.llm.v1.chat_pb2 import ChatResponse
+from maestro.llm.v1.embedding_pb2 import EmbedResponse
+from maestro.llm.v1.error_pb2 import ErrorDetail, ErrorReason
 from maestro.usage.v1.usage_pb2 import UsageTotals
+from maestro_gateway.dialect import foreign_to
 from maestro_gateway.jobs.record import JobRecord
 from maestro_gateway.jobs.totals import add, totals_of
+from maestro_gateway.openai.request import OWN
 from maestro_sdk.errors import (
     Cancelled,
     Conflict,
@@ -27,6 +31,7 @@ from maestro_sdk.errors import (
     TenantConcurrency,
     TenantRateLimited,
     Timeout,
+    UpstreamError,
     to_detail,
 )
 from maestro_sdk.mesh.spend import sum_costs, sum_usages
@@ -144,15 +149,52 @@ class Note:
 
 
 def result_of(
-    index: int, item_id: str, note: Note, state: pb.JobItemState.ValueType, error: MaestroError | None
+    index: int, item: BatchItem, note: Note, state: pb.JobItemState.ValueType, error: MaestroError | None
 ) -> pb.JobResult:
     """The result of an item that ended now, still without its answer."""
     result = pb.JobResult(index=index, state=state, runs=note.runs, item=note.spent)
-    result.item.item_id = item_id
+    result.item.item_id = item.item_id
+    result.answer_shape, result.base64_vectors = item.answer_shape, item.base64_vectors
     if error is not None:
         result.item.error.CopyFrom(detail_of(error))
     result.end_time.FromNanoseconds(time.time_ns())
     return result
+
+
+def put_answer(result: pb.JobResult, item: BatchItem, answer: ChatResponse | EmbedResponse, route: str) -> None:
+    """Puts its answer into the result of an item; `route` is empty when the model was named directly."""
+    result.route = route
+    match answer:
+        case ChatResponse():
+            result.item.chat.CopyFrom(answer)
+            if not result.item.HasField("cost") and answer.HasField("cost") and not result.item.HasField("usage"):
+                result.item.cost.CopyFrom(answer.cost)
+            options, told = item.chat.provider_options, result.item.chat.warnings
+        case EmbedResponse():
+            result.item.embed.CopyFrom(answer)
+            options, told = item.embed.provider_options, result.item.embed.warnings
+    told.extend(item.warnings)
+    if item.answer_shape == AnswerShape.ANSWER_SHAPE_OPENAI and OWN[0] in options:
+        # What only OpenAI understands came in its body, and went nowhere else.
+        for name in foreign_to(answer.provider, OWN, tuple(options[OWN[0]])):
+            told.add(code="unsupported_parameter", message=f"{name} means nothing to {answer.provider}", field=name)
+
+
+def error_from(detail: ErrorDetail) -> MaestroError:
+    """The error that a result holds."""
+    name = ErrorReason.Name(detail.reason).removeprefix("ERROR_REASON_")
+    return {kind.reason: kind for kind in _kinds(MaestroError)}.get(name, UpstreamError)(
+        detail.message,
+        retryable=detail.retryable,
+        failover=detail.failover,
+        retry_after=detail.retry_after.ToNanoseconds() / 1e9 if detail.HasField("retry_after") else None,
+        metadata=dict(detail.metadata),
+    )
+
+
+def _kinds(kind: type[MaestroError]) -> list[type[MaestroError]]:
+    below = [each for direct in kind.__subclasses__() for each in _kinds(direct)]
+    return [*kind.__subclasses__(), *below]
 
 
 def detail_of(error: MaestroError) -> ErrorDetail:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from google.protobuf import json_format
-
 from maestro.llm.v1.file_pb2 import FilePurpose
+from maestro_gateway.jobs.answer import encode_result
 from maestro_gateway.jobs.files import JobFiles
 from maestro_gateway.jobs.record import JobRecord
 from maestro_gateway.jobs.results import read_results
@@ -38,5 +37,6 @@ class Output:
     async def _lines(self, record: JobRecord) -> AsyncIterator[bytes]:
         """The results in the order in which items ended: each line names its item."""
         async for _, result in read_results(self._streams, record.job_id, 0):
-            text = json_format.MessageToJson(result.item, preserving_proto_field_name=True, indent=None)
-            yield text.encode() + b"\n"
+            for piece in encode_result(record.job_id, result):
+                yield piece
+            yield b"\n"

@@ -8,12 +8,11 @@ import time
 from maestro.event.v1.event_pb2 import AttemptFate
 from maestro.llm.v1.batch_pb2 import BatchItem, BatchItemResult
 from maestro.llm.v1.chat_pb2 import Finish
-from maestro.llm.v1.error_pb2 import ErrorReason
-from maestro_gateway.jobs.outcome import Note
+from maestro_gateway.jobs.outcome import Note, error_from
 from maestro_gateway.jobs.record import JobRecord
 from maestro_gateway.jobs.runner import enter_item
 from maestro_gateway.mesh import Mesh
-from maestro_sdk.errors import MaestroError, UpstreamError
+from maestro_sdk.errors import MaestroError
 from maestro_sdk.mesh.table import Backend
 from maestro_sdk.mesh.trail import Attempt, Trail
 
@@ -29,7 +28,7 @@ def attempt_of(found: BatchItemResult, backend: Backend) -> Attempt:
         now,
         ended=now,
         fate=fate,
-        error=error_of(found) if failed else None,
+        error=error_from(found.error) if failed else None,
         usage=found.usage if found.HasField("usage") else None,
         cost=found.cost if found.HasField("cost") else None,
     )
@@ -70,17 +69,3 @@ async def _account_for(
             account.trail.finish = Finish(reason=found.chat.finish_reason) if found.HasField("chat") else Finish()
     except MaestroError:
         return  # it is told by the account
-
-
-def error_of(found: BatchItemResult) -> MaestroError:
-    """What the provider says of an item that it did not answer."""
-    detail = found.error
-    name = ErrorReason.Name(detail.reason).removeprefix("ERROR_REASON_")
-    kinds = {kind.reason: kind for kind in _kinds(MaestroError)}
-    kind = kinds.get(name, UpstreamError)
-    return kind(detail.message, retryable=detail.retryable, failover=detail.failover, metadata=dict(detail.metadata))
-
-
-def _kinds(kind: type[MaestroError]) -> list[type[MaestroError]]:
-    below = [each for direct in kind.__subclasses__() for each in _kinds(direct)]
-    return [*kind.__subclasses__(), *below]

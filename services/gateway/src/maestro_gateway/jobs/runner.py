@@ -26,6 +26,8 @@ class Run:
     """One run of an item: filled as it goes, so that a run that is stopped tells what it used."""
 
     answer: ChatResponse | EmbedResponse | None = None
+    route: str = ""
+    """The route that the answer took; empty when the model was named directly."""
     error: MaestroError | None = None
     trail: Trail | None = None
     chat: Chat | None = None
@@ -72,12 +74,13 @@ async def run_item(mesh: Mesh, record: JobRecord, index: int, item: BatchItem, n
                 chat = run.chat = Chat(mesh, request, deadline, job_id=record.job_id)
                 try:
                     run.answer = await chat.complete()
+                    run.route = chat.route
                 finally:
                     run.trail = chat.trail
             case "embed":
                 request = item.embed
                 _prepare(request, record, name)
-                run.answer, _ = await embed(
+                run.answer, run.route = await embed(
                     mesh, request, deadline, most=MOST_NUMBERS, job_id=record.job_id, show=run.see
                 )
             case _:

@@ -16,8 +16,6 @@ from typing import Any
 
 from maestro.job.v1 import job_pb2 as pb
 from maestro.llm.v1.batch_pb2 import BatchItem
-from maestro.llm.v1.chat_pb2 import ChatResponse
-from maestro.llm.v1.embedding_pb2 import EmbedResponse
 from maestro_gateway.jobs.asides import AGAIN, MOST, Asides
 from maestro_gateway.jobs.outcome import (
     CANCELLED,
@@ -29,6 +27,7 @@ from maestro_gateway.jobs.outcome import (
     keeps_place,
     next_step,
     out_of_time,
+    put_answer,
     result_of,
 )
 from maestro_gateway.jobs.places import Places, created
@@ -238,22 +237,24 @@ class Worker:
             packed = await self.streams.unpack(record.job_id, f"in.{index}", message.data, message.headers or {})
         except LookupError as error:
             # Handed out again, it would be as incomplete.
-            await self._end(held, result_of(index, str(index), note, FAILED, incomplete(error)), note)
+            await self._end(
+                held, result_of(index, BatchItem(item_id=str(index)), note, FAILED, incomplete(error)), note
+            )
             return
         item = BatchItem.FromString(packed)
         record = held.record = self.board.jobs.get(record.job_id) or record
         if record.over:
             await self.streams.acknowledge(held.message)
         elif record.job.state == CANCELLING or held.stopped:
-            await self._end(held, result_of(index, item.item_id, note, CANCELLED, cancelled()), note)
+            await self._end(held, result_of(index, item, note, CANCELLED, cancelled()), note)
         elif time.time() >= record.deadline:
-            await self._end(held, result_of(index, item.item_id, note, FAILED, out_of_time(record)), note)
+            await self._end(held, result_of(index, item, note, FAILED, out_of_time(record)), note)
         else:
             await self._run(held, item, note, handed)
 
     async def _run(self, held: _Held, item: BatchItem, note: Note, handed: int) -> None:
         """One run of an item, and what follows from it."""
-        record, index, item_id = held.record, held.index, item.item_id
+        record, index = held.record, held.index
         purses = Purses(self.streams)
         if record.max_cost is not None:
             match await purses.take(record, index, most_cost(self.mesh, item, record.tenant)):
@@ -262,7 +263,7 @@ class Worker:
                     return
                 case Leave.NEVER:
                     error = BudgetExhausted("what is left of the job's max_cost_usd may not be enough for this item")
-                    await self._end(held, result_of(index, item_id, note, FAILED, error), note)
+                    await self._end(held, result_of(index, item, note, FAILED, error), note)
                     return
                 case Leave.GIVEN:
                     pass
@@ -274,13 +275,13 @@ class Worker:
         if held.stopped and run.answer is None:
             note.runs += 1
             note.count(run.trail, failed=True)
-            await self._end(held, result_of(index, item_id, note, CANCELLED, cancelled()), note)
+            await self._end(held, result_of(index, item, note, CANCELLED, cancelled()), note)
             return
         if run.answer is not None:
             note.runs += 1
             note.count(run.trail, failed=False)
-            result = result_of(index, item_id, note, SUCCEEDED, None)
-            _answer(result, run.answer)
+            result = result_of(index, item, note, SUCCEEDED, None)
+            put_answer(result, item, run.answer, run.route)
             await self._end(held, result, note)
             return
         error = run.error or Internal("the item ended without an answer")
@@ -299,7 +300,7 @@ class Worker:
                 await self._put_aside(held, note, delay)
             return
         error = error if left > 0 else out_of_time(record)
-        await self._end(held, result_of(index, item_id, note, FAILED, error), note)
+        await self._end(held, result_of(index, item, note, FAILED, error), note)
 
     async def _carry_out(self, held: _Held, item: BatchItem, number: int, run: Run) -> None:
         """Runs an item in a task of its own, which is what a cancelled job stops."""
@@ -361,13 +362,3 @@ class Worker:
 def most_parallel(record: JobRecord, config: JobsConfig) -> int:
     """Items of a job that may be under way in the mesh at a time."""
     return min(record.max_parallel or config.per_tenant, config.per_tenant)
-
-
-def _answer(result: pb.JobResult, answer: ChatResponse | EmbedResponse) -> None:
-    match answer:
-        case ChatResponse():
-            result.item.chat.CopyFrom(answer)
-            if not result.item.HasField("cost") and answer.HasField("cost") and not result.item.HasField("usage"):
-                result.item.cost.CopyFrom(answer.cost)
-        case EmbedResponse():
-            result.item.embed.CopyFrom(answer)

@@ -60,7 +60,7 @@ def encode_answer(response: ChatResponse, route: str, warnings: Iterable[Warning
             "finish_reason": _FINISH_REASONS.get(response.finish_reason, "other"),
             "raw_finish_reason": response.raw_reason or None,
             "stop_sequence": response.stop_sequence or None,
-            "usage": _usage_data(response.usage),
+            "usage": usage_data(response.usage),
             "cost_usd": response.cost.usd if response.HasField("cost") else None,
             "warnings": [_warning_data(warning) for warning in (*warnings, *response.warnings)],
             "switches": [_switch_data(switch) for switch in response.switches],
@@ -117,6 +117,10 @@ class Frames:
                 found.append(DONE)
         self._number = number
         return b"".join(found)
+
+    def idle(self) -> bytes:
+        """A sign of life; it has no number."""
+        return PING
 
     def error(self, error: MaestroError, request_id: str) -> bytes:
         """The frame of an error that ends a stream; no `[DONE]` follows.
@@ -212,7 +216,7 @@ def event_bytes(event: ChatEvent, route: str = "") -> bytes:
                 "provider_state": base64.b64encode(state.provider_state).decode(),
             }
         case "usage":
-            data = {"usage": _usage_data(event.usage)}
+            data = {"usage": usage_data(event.usage)}
         case "warning":
             data = _warning_data(event.warning)
         case "switched":
@@ -290,7 +294,7 @@ def _finish_data(finish: Finish) -> dict[str, Any]:
         "finish_reason": _FINISH_REASONS.get(finish.reason, "other"),
         "raw_finish_reason": finish.raw_reason or None,
         "stop_sequence": finish.stop_sequence or None,
-        "usage": _usage_data(finish.usage),
+        "usage": usage_data(finish.usage),
         "cost_usd": finish.cost.usd if finish.HasField("cost") else None,
     }
     if finish.cached:
@@ -300,7 +304,8 @@ def _finish_data(finish: Finish) -> dict[str, Any]:
     return data
 
 
-def _usage_data(usage: Usage) -> dict[str, Any]:
+def usage_data(usage: Usage) -> dict[str, Any]:
+    """Tokens."""
     return {name: getattr(usage, name) for name in _USAGE_FIELDS}
 
 

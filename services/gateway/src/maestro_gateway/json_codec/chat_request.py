@@ -55,13 +55,21 @@ def decode_chat(raw: bytes) -> ChatBody:
     return read_chat(parse_object(raw))
 
 
-def read_chat(document: dict[str, Any]) -> ChatBody:
-    """The chat request that a JSON object holds, validated. Raises as `decode_chat`."""
+def read_chat(document: dict[str, Any], *, refuse_unknown: bool = False) -> ChatBody:
+    """The chat request that a JSON object holds, validated. Raises as `decode_chat`.
+
+    `refuse_unknown` refuses fields that nobody knows, where nobody would read a warning.
+    """
     reading, request = Reading(), ChatRequest()
     _fill_chat(request, document, None, reading)
     if reading.hoisted:
         request.system = "\n\n".join([request.system, *reading.hoisted] if request.system else reading.hoisted)
     warnings = [_unknown_field(path) for path in reading.unknown[:_MOST_WARNINGS]] if reading.unknown else []
+    if warnings and refuse_unknown:
+        violations = [Violation(found.field, _not_a_field(found.field)) for found in warnings]
+        raise InvalidRequest(
+            "; ".join(f"{found.field}: {found.message}" for found in violations), violations=violations
+        )
     if warnings and request.strict:
         violations = [Violation(warning.field, "no such field") for warning in warnings]
         names = ", ".join(warning.field for warning in warnings)
@@ -77,6 +85,10 @@ def _unknown_field(path: Path) -> Warning:
     text = render(path)
     message = f"{text} is not a field of a chat request and was ignored{hint(text.rpartition('.')[2])}"
     return Warning(code="unknown_field", message=message, field=text)
+
+
+def _not_a_field(path: str) -> str:
+    return f"is not a field of a chat request{hint(path.rpartition('.')[2])}"
 
 
 def _put_all_messages(request: Any, value: Any, path: Path, reading: Reading) -> None:

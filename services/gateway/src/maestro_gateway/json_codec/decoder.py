@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -18,6 +19,8 @@ from maestro_sdk.errors import InvalidRequest
 Choice = TypeVar("Choice")
 Path = tuple[Any, "str | int"] | None
 """A place in a document as a linked list, (parent, key): nothing is rendered until there is something to tell."""
+MOST_UNKNOWN = 32
+"""Fields that nobody knows, of which one answer tells: a body may hold hundreds of thousands."""
 
 
 class Reading:
@@ -71,6 +74,18 @@ def render(path: Path) -> str:
         else:
             text += f".{part[:64]}" if text else part[:64]
     return text
+
+
+def note_others(fields: Mapping[str, Any], known: AbstractSet[str], path: Path, reading: Reading) -> None:
+    """Notes what of an object nobody reads; what is null says nothing."""
+    if not fields.keys() <= known:
+        others = fields.keys() - known
+        reading.unknown += [(path, name) for name in fields if name in others and fields[name] is not None]
+
+
+def name_unknown(reading: Reading) -> tuple[str, ...]:
+    """The places of what nobody reads: so many as somebody may want to read about."""
+    return tuple(map(render, reading.unknown[:MOST_UNKNOWN]))
 
 
 def wrong(path: Path, message: str) -> InvalidRequest:

@@ -54,11 +54,15 @@ def models_of(table: Table) -> list[Model]:
 
 
 def encode_models(table: Table) -> bytes:
-    """The models in OpenAI's list shape with our facts beside it, and what else a request's `model` may say."""
+    """The models in OpenAI's and Anthropic's list shape with our facts, and what else a request's `model` may say."""
+    data = [_model_data(model) for model in models_of(table)]
     return orjson.dumps(
         {
             "object": "list",
-            "data": [_model_data(model) for model in models_of(table)],
+            "data": data,
+            "has_more": False,
+            "first_id": data[0]["id"] if data else None,
+            "last_id": data[-1]["id"] if data else None,
             "routes": [
                 {
                     "name": route.name,
@@ -196,7 +200,10 @@ def _health_data(provider: str, backends: list[Backend], local: LocalState, now:
 
 def _model_data(model: Model) -> dict[str, Any]:
     data = plain(model)
-    data.update(object="model", owned_by=model.provider)
+    data.update(object="model", owned_by=model.provider, type="model", display_name=model.name)
+    # Clients want a day of release, and nobody tells it here: Anthropic's word for that is the epoch.
+    data.update(created=0, created_at="1970-01-01T00:00:00Z")
+    data.update(max_input_tokens=model.context_window or None, max_tokens=model.max_output_tokens or None)
     data["features"] = {_FEATURES[entry.feature]: _SUPPORTS.get(entry.support, "none") for entry in model.features}
     return data
 
