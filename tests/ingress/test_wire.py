@@ -1,5 +1,6 @@
 """What official clients send beside their bodies, as bytes: query parameters, headers, browsers, Claude Code."""
 
+import io
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -124,3 +125,59 @@ async def test_without_a_key_nothing_of_the_body_is_read(
     assert "JSON" not in error["message"]
     assert ("code" in error) == ("completions" in path)
     assert len(provider.requests) == before
+
+
+LARGE = b'{"a":"' + b"x" * 4_000_000 + b'"}'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "kind"),
+    [
+        ("POST", "/v1/messages", LARGE, 413, "request_too_large"),
+        ("POST", "/v1/messages/count_tokens", LARGE, 413, "request_too_large"),
+        ("POST", "/v1/messages?colour=red", b"{}", 400, "invalid_request_error"),
+        ("GET", "/v1/messages/batches", None, 404, "not_found_error"),
+        ("POST", "/v1/chat/completions", LARGE, 413, "invalid_request_error"),
+        ("POST", "/v1/embeddings", LARGE, 413, "invalid_request_error"),
+        ("POST", "/v1/chat/completions?colour=red", b"{}", 400, "invalid_request_error"),
+        ("GET", "/v1/chat/completions/chatcmpl-1", None, 404, "invalid_request_error"),
+    ],
+)
+async def test_what_the_front_door_refuses_has_the_clients_shape(
+    http: aiohttp.ClientSession, method: str, path: str, body: bytes | None, status: int, kind: str
+):
+    data = io.BytesIO(body) if body is not None else None
+    async with http.request(method, path, data=data, headers={"authorization": f"Bearer {KEY}"}) as response:
+        assert response.status == status
+        document = await response.json()
+        request_id = response.headers["x-request-id"]
+    error = document["error"]
+    assert error["type"] == kind
+    assert error["message"]
+    assert error["maestro"]["retryable"] is False
+    if "messages" in path:
+        assert (document["type"], document["request_id"]) == ("error", request_id)
+    else:
+        assert {"param", "code"} <= error.keys()
+        assert error["maestro"]["request_id"] == request_id
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions", "/v1/embeddings"])
+async def test_what_nobody_knows_is_told_in_a_bounded_answer(http: aiohttp.ClientSession, path: str):
+    known: Any = {"model": "default", "max_tokens": 50, "messages": [{"role": "user", "content": "Count from 1 to 3"}]}
+    if "embed" in path:
+        known = {"model": "local/hashing", "input": "a"}
+    body = {**known, **{f"field_{number}": 0 for number in range(100_000)}}
+    raw = io.BytesIO(json.dumps(body).encode())
+    async with http.post(path, data=raw, headers={"authorization": f"Bearer {KEY}"}) as response:
+        assert response.status == 200, await response.text()
+        told = (await response.json())["maestro"]["warnings"]
+    unknown = [warning["field"] for warning in told if warning["code"] == "unknown_field"]
+    assert unknown == [f"field_{number}" for number in range(32)]
+
+
+async def test_what_azures_clients_put_behind_the_path_is_taken(http: aiohttp.ClientSession):
+    body = {"model": "default", "messages": [{"role": "user", "content": "Count from 1 to 3"}]}
+    path = "/v1/chat/completions?api-version=2025-04-01-preview"
+    async with http.post(path, json=body, headers={"api-key": "none", "authorization": f"Bearer {KEY}"}) as response:
+        assert response.status == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,22 @@ from anthropic.lib.streaming._messages import accumulate_event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, Finish, PartState, Started, TextDelta, ToolCallDelta
-from maestro.llm.v1.message_pb2 import Message, Origin, Role
+from maestro.llm.v1.chat_pb2 import (
+    ChatEvent,
+    ChatRequest,
+    Finish,
+    FinishReason,
+    PartState,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+)
+from maestro.llm.v1.message_pb2 import Citation, Message, Origin, Role
 from maestro_gateway.anthropic.answer import encode_message
 from maestro_gateway.anthropic.content import fill_assistant
 from maestro_gateway.anthropic.request import Asked
 from maestro_gateway.anthropic.stream import MessageEvents
+from maestro_gateway.json_codec.decoder import Reading
 from maestro_sdk.adapter.fold import Fold
 from maestro_sdk.testing.strategies import split
 
@@ -140,7 +151,7 @@ def test_every_state_comes_back_with_what_it_belongs_to(data: st.DataObject):
         if not content:
             continue
         back = Message(role=Role.ROLE_ASSISTANT)
-        fill_assistant(back, content, None)
+        fill_assistant(back, content, None, Reading())
         states = [part.provider_state for part in fold.response().parts if part.HasField("provider_state")]
         assert sorted(part.provider_state for part in back.parts if part.HasField("provider_state")) == sorted(states)
         signed = {
@@ -153,3 +164,34 @@ def test_every_state_comes_back_with_what_it_belongs_to(data: st.DataObject):
             for part in back.parts
             if part.HasField("tool_call") and part.HasField("provider_state")
         }
+
+
+def test_sources_and_the_reason_of_a_refusal_are_told_in_both_forms():
+    cited = [Citation(title="Weather", url="https://example.com/w"), Citation(title="a.pdf", start=3, end=7)]
+    finish = Finish(reason=FinishReason.FINISH_REASON_REFUSAL)
+    finish.provider_metadata["anthropic"].update({"stop_details": {"type": "refusal", "category": "bio"}})
+    events = [
+        STARTED,
+        ChatEvent(text=TextDelta(index=0, text="Rain.", citations=cited[:1])),
+        ChatEvent(text=TextDelta(index=0, citations=cited[1:])),
+        ChatEvent(finish=finish),
+    ]
+    fold = Fold()
+    fold.feed(events)
+    whole = json.loads(encode_message(fold.response(), Asked(ChatRequest()), ""))
+    documents = told([events])
+    deltas = [document["delta"] for document in documents if document["type"] == "content_block_delta"]
+    citations = [delta["citation"] for delta in deltas if delta["type"] == "citations_delta"]
+    assert citations == whole["content"][0]["citations"]
+    assert [each["type"] for each in citations] == ["web_search_result_location", "char_location"]
+    assert (citations[1]["start_char_index"], citations[1]["document_title"]) == (3, "a.pdf")
+    [end] = [document["delta"] for document in documents if document["type"] == "message_delta"]
+    assert end["stop_details"] == whole["stop_details"] == {"type": "refusal", "category": "bio"}
+
+
+def test_an_idle_stream_pings_once_it_has_begun():
+    frames = MessageEvents(Asked(ChatRequest()))
+    # Clients want `message_start` before any other event; a comment is none.
+    assert frames.idle() == b": ping\n\n"
+    frames.frames([STARTED])
+    assert frames.idle() == b'event: ping\ndata: {"type":"ping"}\n\n'

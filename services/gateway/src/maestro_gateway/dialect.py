@@ -23,15 +23,14 @@ def facts(
 
 
 def warnings_data(
-    unknown: Iterable[str], foreign: Iterable[str], kind: str, provider: str, told: Iterable[Warning]
+    unknown: Iterable[str], foreign: Iterable[str], provider: str, told: Iterable[Warning]
 ) -> list[dict[str, Any]]:
     """What was not done as asked.
 
-    `unknown` are fields that nobody knows, `foreign` such as mean nothing to `provider`; `kind` is what the body is:
-    "a chat completion".
+    `unknown` are fields that nobody reads here, `foreign` such as mean nothing to `provider`.
     """
     return [
-        *({"code": "unknown_field", "message": f"{name} is no field of {kind} and was ignored", "field": name}
+        *({"code": "unknown_field", "message": f"{name} has no meaning here and was ignored", "field": name}
           for name in unknown),
         *({"code": "unsupported_parameter", "message": f"{name} means nothing to {provider}", "field": name}
           for name in foreign),

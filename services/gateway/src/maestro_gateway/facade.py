@@ -7,7 +7,6 @@ initial metadata become headers.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -16,11 +15,9 @@ import grpc
 from google.api.httpbody_pb2 import HttpBody
 
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse
-from maestro_gateway.budgets import CHEAPER, sent_cheaper
-from maestro_gateway.cache import cache_state
 from maestro_gateway.chats import Chat
+from maestro_gateway.headers import circumstances, retry_after
 from maestro_gateway.identity import admitted
-from maestro_gateway.json_codec.answer import PING
 from maestro_gateway.limits import LimitHeaders, current_ticket, openai_headers
 from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_gateway.pulse import Pulse
@@ -30,12 +27,8 @@ from maestro_sdk.tracing import REQUEST_ID_KEY
 log = logging.getLogger(__name__)
 
 JSON = "application/json"
-CACHE_HEADER = "x-maestro-cache"
-"""Whether an answer was given before; only where the route gives answers again."""
 _SSE = "text/event-stream"
 # Without `x-accel-buffering` a proxy such as nginx collects the events.
-_DEGRADED = ("x-maestro-degraded", "true")
-"""Tells that no router renews the routes by which the answer was found."""
 _SSE_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 
 EncodeError = Callable[[MaestroError, str], bytes]
@@ -79,6 +72,10 @@ class Frames(Protocol):
 
     def error(self, error: MaestroError, request_id: str) -> bytes:
         """The frame of an error that ends a stream."""
+        ...
+
+    def idle(self) -> bytes:
+        """A sign of life while nothing comes."""
         ...
 
 
@@ -163,7 +160,7 @@ class Facade:
             await context.write((await piece(data)).SerializeToString())
 
         try:
-            async with Pulse(lambda: send(PING), self._ping) as pulse, aclosing(batches):
+            async with Pulse(lambda: send(frames.idle()), self._ping) as pulse, aclosing(batches):
                 async for batch in batches:
                     frames.route = frames.route or source.route
                     if note is not None and (noting := note(batch.events)) is not None:
@@ -190,23 +187,11 @@ class Facade:
         headers = [] if ticket is None or ticket.told else [*self._limit_headers(ticket)]
         if isinstance(made, HttpBody) and made.content_type in ("", _SSE):
             return headers
-        if self._mesh.routers.degraded:
-            headers.append(_DEGRADED)
-        if state := cache_state():
-            headers.append((CACHE_HEADER, state))
-        if sent_cheaper():
-            headers.append(CHEAPER)
-        return headers
+        return headers + circumstances(self._mesh)
 
     def _ids(self) -> list[tuple[str, str]]:
         """The headers that name the request, that tell of its limits, and that nobody renews the routes."""
-        ids = [(name, calling().request_id) for name in self._id_headers]
-        if self._mesh.routers.degraded:
-            ids.append(_DEGRADED)
-        if state := cache_state():
-            ids.append((CACHE_HEADER, state))
-        if sent_cheaper():
-            ids.append(CHEAPER)
+        ids = [(name, calling().request_id) for name in self._id_headers] + circumstances(self._mesh)
         ticket = current_ticket()
         if ticket is None:
             return ids
@@ -217,9 +202,7 @@ class Facade:
         """Sends the headers of an error and gives its body."""
         told, call = known(error), calling()
         status = self._statuses.get(told.reason, told.http_status)
-        headers = [("x-http-status", str(status)), *self._ids()]
-        if told.retry_after is not None:
-            headers.append(("retry-after", str(math.ceil(told.retry_after))))
+        headers = [("x-http-status", str(status)), *self._ids(), *retry_after(told)]
         if isinstance(told, Unauthenticated):
             headers.append(("www-authenticate", "Bearer"))
         await context.send_initial_metadata(headers)

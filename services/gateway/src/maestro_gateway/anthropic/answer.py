@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import orjson
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
 
 from maestro.llm.v1.chat_pb2 import (
     ChatResponse,
     FinishReason,
     Warning,  # noqa: A004 - the contract's name
 )
-from maestro.llm.v1.message_pb2 import Part
+from maestro.llm.v1.message_pb2 import Citation, Part
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_gateway.anthropic.request import OWN, Asked
 from maestro_gateway.anthropic.seal import seal
@@ -58,6 +60,7 @@ def encode_message(response: ChatResponse, asked: Asked, route: str) -> bytes:
             "content": [block for part in response.parts for block in blocks(part)],
             "stop_reason": reason_word(response.finish_reason, response.raw_reason),
             "stop_sequence": response.stop_sequence or None,
+            "stop_details": stop_details(response.finish_reason, response.provider_metadata),
             "usage": usage_data(response.usage),
             "maestro": facts(
                 response.provider,
@@ -99,7 +102,8 @@ def blocks(part: Part) -> list[dict[str, Any]]:
     match part.WhichOneof("kind"):
         case "text":
             if part.text.text:
-                found.append({"type": "text", "text": part.text.text, "citations": None})
+                cited = [citation_data(each) for each in part.text.citations]
+                found.append({"type": "text", "text": part.text.text, "citations": cited or None})
         case "refusal":
             if part.refusal.text:
                 found.append({"type": "text", "text": part.refusal.text, "citations": None})
@@ -140,6 +144,30 @@ def reason_word(reason: FinishReason.ValueType, raw: str) -> str:
     return _REASONS.get(reason) or raw or "other"
 
 
+def citation_data(citation: Citation) -> dict[str, Any]:
+    """A source in Anthropic's shape; what the contract does not know of it is null."""
+    cited = citation.cited_text
+    if citation.url:
+        found = {"title": citation.title or None, "url": citation.url, "encrypted_index": ""}
+        return {"type": "web_search_result_location", "cited_text": cited, **found}
+    return {
+        "type": "char_location",
+        "cited_text": cited,
+        "document_index": None,
+        "document_title": citation.title or None,
+        "start_char_index": citation.start if citation.HasField("start") else None,
+        "end_char_index": citation.end if citation.HasField("end") else None,
+        "file_id": None,
+    }
+
+
+def stop_details(reason: FinishReason.ValueType, metadata: Mapping[str, Struct]) -> Any:
+    """Why Claude refused, where it told."""
+    if reason != FinishReason.FINISH_REASON_REFUSAL or OWN not in metadata or "stop_details" not in metadata[OWN]:
+        return None
+    return MessageToDict(metadata[OWN])["stop_details"]
+
+
 def usage_data(usage: Usage) -> dict[str, Any]:
     """Counts as Anthropic has them: what came from the cache and went into it stands beside the input, not in it."""
     short, long = usage.cache_write_5m_tokens, usage.cache_write_1h_tokens
@@ -149,10 +177,11 @@ def usage_data(usage: Usage) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cache_read_tokens,
         "cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long},
         "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
     }
 
 
 def warnings_of(asked: Asked, provider: str, told: Iterable[Warning]) -> list[dict[str, Any]]:
     """What was not done as asked."""
     foreign = foreign_to(provider, (OWN,), asked.passed)
-    return warnings_data(asked.unknown, foreign, "a message request", provider, told)
+    return warnings_data(asked.unknown, foreign, provider, told)

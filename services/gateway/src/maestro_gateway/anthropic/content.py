@@ -10,9 +10,29 @@ import orjson
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import DocumentPart, ImagePart, Message, Origin, Part, Role, ToolResultPart
 from maestro_gateway.anthropic.seal import unseal
-from maestro_gateway.json_codec.decoder import Path, mistyped, read_bool, read_bytes, read_object, read_text, wrong
+from maestro_gateway.json_codec.decoder import (
+    Path,
+    Reading,
+    mistyped,
+    note_others,
+    read_bool,
+    read_bytes,
+    read_object,
+    read_text,
+    wrong,
+)
 
 _OWN = Origin(provider="anthropic", api="messages")
+_TEXT = frozenset({"type", "text", "cache_control"})
+# `citations` of an answer come back with it, and say nothing new.
+_SAID = frozenset({"type", "text", "cache_control", "citations"})
+_CALL = frozenset({"type", "id", "name", "input", "cache_control"})
+_THOUGHT = frozenset({"type", "thinking", "signature"})
+_HIDDEN = frozenset({"type", "data"})
+_RESULT = frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"})
+_IMAGE = frozenset({"type", "source", "cache_control"})
+_DOCUMENT = frozenset({"type", "source", "title", "cache_control"})
+_SOURCE = frozenset({"type", "data", "media_type", "url", "file_id"})
 
 
 def read_blocks(value: Any, path: Path) -> list[tuple[dict[str, Any], Path]]:
@@ -24,7 +44,7 @@ def read_blocks(value: Any, path: Path) -> list[tuple[dict[str, Any], Path]]:
     return [(read_object(item, (path, index)), (path, index)) for index, item in enumerate(cast("list[Any]", value))]
 
 
-def fill_user(request: ChatRequest, value: Any, path: Path, calls: AbstractSet[str]) -> bool:
+def fill_user(request: ChatRequest, value: Any, path: Path, calls: AbstractSet[str], reading: Reading) -> bool:
     """What a user says; results of tools are a message of their own before it. Returns whether it has a cache point.
 
     `calls` are the calls of the turn before, which results may answer, each once.
@@ -36,20 +56,20 @@ def fill_user(request: ChatRequest, value: Any, path: Path, calls: AbstractSet[s
         cached |= block.get("cache_control") is not None
         if block.get("type") == "tool_result":
             result = results.parts.add().tool_result
-            _fill_result(result, block, here)
+            cached |= _fill_result(result, block, here, reading)
             if result.call_id not in calls or result.call_id in answered:
                 what = "answers no call of the assistant's turn before it, or one for the second time"
                 raise wrong((here, "tool_use_id"), what)
             answered.add(result.call_id)
         else:
-            _fill_shown(said.parts.add(), block, here, "text, image, document, tool_result")
+            _fill_shown(said.parts.add(), block, here, "text, image, document, tool_result", reading)
     if not results.parts and not said.parts:
         raise wrong(path, "must hold at least one block")
     request.messages.extend(message for message in (results, said) if message.parts)
     return cached
 
 
-def fill_assistant(message: Message, value: Any, path: Path) -> bool:
+def fill_assistant(message: Message, value: Any, path: Path, reading: Reading) -> bool:
     """The parts of what an assistant said. Returns whether a cache point stands in it."""
     cached = False
     for block, here in read_blocks(value, path):
@@ -57,7 +77,9 @@ def fill_assistant(message: Message, value: Any, path: Path) -> bool:
         match block.get("type"):
             case "text":
                 message.parts.add().text.text = read_text(block.get("text"), (here, "text"))
+                note_others(block, _SAID, here, reading)
             case "tool_use":
+                note_others(block, _CALL, here, reading)
                 call_id = read_text(block.get("id"), (here, "id"))
                 if any(part.tool_call.call_id == call_id for part in message.parts if part.HasField("tool_call")):
                     raise wrong((here, "id"), "stands twice in this turn")
@@ -66,8 +88,10 @@ def fill_assistant(message: Message, value: Any, path: Path) -> bool:
                 call.name = read_text(block.get("name"), (here, "name"))
                 call.arguments_json = orjson.dumps(read_object(block.get("input"), (here, "input"))).decode()
             case "thinking":
+                note_others(block, _THOUGHT, here, reading)
                 _think(message, block, here)
             case "redacted_thinking":
+                note_others(block, _HIDDEN, here, reading)
                 _restore(message, read_text(block.get("data"), (here, "data")), (here, "data"))
             case str(kind) if kind not in ("image", "document", "tool_result"):
                 # A block of one of Anthropic's own tools: only Anthropic understands it.
@@ -115,24 +139,35 @@ def _unsealed(text: str, path: Path) -> Part:
         raise wrong(path, str(error)) from None
 
 
-def _fill_result(result: ToolResultPart, block: dict[str, Any], path: Path) -> None:
+def _fill_result(result: ToolResultPart, block: dict[str, Any], path: Path, reading: Reading) -> bool:
+    """Returns whether a cache point stands in it."""
+    note_others(block, _RESULT, path, reading)
+    cached = False
     result.call_id = read_text(block.get("tool_use_id"), (path, "tool_use_id"))
     if block.get("is_error") is not None:
         result.is_error = read_bool(block["is_error"], (path, "is_error"))
     if block.get("content") is not None:
         for inner, here in read_blocks(block["content"], (path, "content")):
-            _fill_shown(result.parts.add(), inner, here, "text, image, document")
+            cached |= inner.get("cache_control") is not None
+            _fill_shown(result.parts.add(), inner, here, "text, image, document", reading)
+    return cached
 
 
-def _fill_shown(part: Part, block: dict[str, Any], path: Path, allowed: str) -> None:
+def _fill_shown(part: Part, block: dict[str, Any], path: Path, allowed: str, reading: Reading) -> None:
     match block.get("type"):
         case "text":
             part.text.text = read_text(block.get("text"), (path, "text"))
+            note_others(block, _TEXT, path, reading)
         case "image":
-            _fill_source(part.image, read_object(block.get("source"), (path, "source")), (path, "source"))
+            source = read_object(block.get("source"), (path, "source"))
+            note_others(block, _IMAGE, path, reading)
+            note_others(source, _SOURCE, (path, "source"), reading)
+            _fill_source(part.image, source, (path, "source"))
         case "document":
             document = part.document
             source = read_object(block.get("source"), (path, "source"))
+            note_others(block, _DOCUMENT, path, reading)
+            note_others(source, _SOURCE, (path, "source"), reading)
             if source.get("type") == "text":
                 document.data = read_text(source.get("data"), ((path, "source"), "data")).encode()
                 document.mime_type = "text/plain"

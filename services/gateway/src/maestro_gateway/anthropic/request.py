@@ -17,13 +17,14 @@ from maestro_gateway.json_codec.decoder import (
     Reading,
     fill_struct,
     mistyped,
+    name_unknown,
+    note_others,
     read_bool,
     read_choice,
     read_int,
     read_number,
     read_object,
     read_text,
-    render,
     wrong,
 )
 from maestro_gateway.json_codec.document import parse_object
@@ -60,6 +61,12 @@ _PASSED = (
     "top_k",
 )
 """Parameters without a counterpart in the contract: they reach Anthropic as they are, and no other provider."""
+
+
+_MESSAGE = frozenset({"role", "content"})
+_TEXT = frozenset({"type", "text", "cache_control"})
+_CHOICE = frozenset({"type", "name", "disable_parallel_tool_use"})
+_THINKING = frozenset({"type", "budget_tokens", "display"})
 
 
 @dataclass(slots=True)
@@ -120,7 +127,7 @@ def decode_message(raw: bytes, *, counted: bool = False, betas: str = "") -> Ask
         fill_struct(request.provider_options[OWN], body.passed, None, body.reading)
     validate(request)
     passed = tuple(name for name in body.passed if name in _PASSED)
-    return Asked(request, body.stream, passed, tuple(render(path) for path in body.reading.unknown))
+    return Asked(request, body.stream, passed, name_unknown(body.reading))
 
 
 def _betas(header: str) -> list[str]:
@@ -144,18 +151,19 @@ def _messages(body: _Body, value: Any, path: Path) -> None:
         content = (here, "content")
         match fields.get("role"):
             case "user":
-                cached = fill_user(body.request, fields.get("content"), content, calls)
+                cached = fill_user(body.request, fields.get("content"), content, calls, body.reading)
                 calls = set()
             case "assistant":
                 message = messages.add(role=Role.ROLE_ASSISTANT)
-                cached = fill_assistant(message, fields.get("content"), content)
+                cached = fill_assistant(message, fields.get("content"), content, body.reading)
                 calls = {part.tool_call.call_id for part in message.parts if part.HasField("tool_call")}
             case "system":
-                for block, at in read_blocks(fields.get("content"), content):
-                    body.system.append(read_text(block.get("text"), (at, "text")))
+                note_others(fields, _MESSAGE, here, body.reading)
+                _say(body, fields.get("content"), content, body.system)
                 continue
             case _:
                 raise wrong((here, "role"), "must be one of user, assistant")
+        note_others(fields, _MESSAGE, here, body.reading)
         if not messages[-1].parts:
             raise wrong(content, "must hold at least one block")
         if cached:
@@ -164,18 +172,25 @@ def _messages(body: _Body, value: Any, path: Path) -> None:
 
 
 def _system(body: _Body, value: Any, path: Path) -> None:
-    blocks = read_blocks(value, path)
     told: list[str] = []
+    _say(body, value, path, told)
+    # Before what stands among the messages.
+    body.system[:0] = told
+
+
+def _say(body: _Body, value: Any, path: Path, told: list[str]) -> None:
+    """Adds to what the system says."""
     cached = False
-    for block, here in blocks:
+    for block, here in read_blocks(value, path):
         if block.get("type") != "text":
             raise wrong((here, "type"), "must be text")
         told.append(read_text(block.get("text"), (here, "text")))
+        note_others(block, _TEXT, here, body.reading)
         cached |= block.get("cache_control") is not None
-    # Before what stands among the messages.
-    body.system[:0] = told
     if cached:
-        body.request.cache.points.add(system=True)
+        points = body.request.cache.points
+        if not any(point.system for point in points):
+            points.add(system=True)
         _note_ttl(body, value, path)
 
 
@@ -220,15 +235,19 @@ def _tools(body: _Body, value: Any, path: Path) -> None:
 def _note_ttl(body: _Body, value: Any, path: Path) -> None:
     """The longest time to keep that a list of marked things asks for: the contract has one for the whole prompt."""
     for index, item in enumerate(cast("list[Any]", value) if type(value) is list else ()):
-        mark = cast("dict[str, Any]", item).get("cache_control")
+        fields = cast("dict[str, Any]", item)
+        mark = fields.get("cache_control")
         if mark is not None:
             _cache(body, mark, ((path, index), "cache_control"))
+        if fields.get("type") == "tool_result":
+            _note_ttl(body, fields.get("content"), ((path, index), "content"))
 
 
 def _cache(body: _Body, value: Any, path: Path) -> None:
     fields = read_object(value, path)
     if fields.get("type") != "ephemeral":
         raise wrong((path, "type"), "must be ephemeral")
+    note_others(fields, frozenset({"type", "ttl"}), path, body.reading)
     body.request.cache.SetInParent()
     ttl = fields.get("ttl")
     if ttl is not None:
@@ -238,6 +257,7 @@ def _cache(body: _Body, value: Any, path: Path) -> None:
 def _tool_choice(body: _Body, value: Any, path: Path) -> None:
     fields, choice = read_object(value, path), body.request.tool_choice
     choice.mode = read_choice(fields.get("type"), (path, "type"), _CHOICES)
+    note_others(fields, _CHOICE, path, body.reading)
     if choice.mode == ToolChoiceMode.TOOL_CHOICE_MODE_NAMED:
         choice.names.append(read_text(fields.get("name"), (path, "name")))
     if fields.get("disable_parallel_tool_use") is not None:
@@ -258,6 +278,7 @@ def _thinking(body: _Body, value: Any, path: Path) -> None:
             body.passed["thinking"] = {"type": "between_tools"}
         case _:
             raise wrong((path, "type"), "must be one of enabled, adaptive, disabled, between_tools")
+    note_others(fields, _THINKING, path, body.reading)
     if fields.get("display") is not None:
         body.passed.setdefault("thinking", {})["display"] = read_text(fields["display"], (path, "display"))
 
@@ -270,6 +291,7 @@ def _output_config(body: _Body, value: Any, path: Path) -> None:
                 body.request.reasoning.effort = read_choice(entry, here, _EFFORTS)
             case "format" if entry is not None:
                 form = read_object(entry, here)
+                note_others(form, frozenset({"type", "schema"}), here, body.reading)
                 if form.get("type") != "json_schema":
                     raise wrong((here, "type"), "must be json_schema")
                 schema = body.request.response_format.json_schema

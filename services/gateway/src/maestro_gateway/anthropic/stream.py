@@ -19,16 +19,27 @@ from maestro.llm.v1.chat_pb2 import (
     ToolCallDelta,
     Warning,  # noqa: A004 - the contract's name
 )
-from maestro.llm.v1.message_pb2 import Part
+from maestro.llm.v1.message_pb2 import Citation, Part
 from maestro.llm.v1.usage_pb2 import Usage
-from maestro_gateway.anthropic.answer import blocks, encode_error, frame, reason_word, usage_data, warnings_of
+from maestro_gateway.anthropic.answer import (
+    blocks,
+    citation_data,
+    encode_error,
+    frame,
+    reason_word,
+    stop_details,
+    usage_data,
+    warnings_of,
+)
 from maestro_gateway.anthropic.request import Asked
 from maestro_gateway.anthropic.seal import seal
 from maestro_gateway.dialect import facts
+from maestro_gateway.json_codec.answer import PING
 from maestro_sdk.adapter.fold import merge_usage
 from maestro_sdk.errors import MaestroError
 
 _NOT_ASSIGNED = -1
+_IDLE = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 class MessageEvents:
@@ -98,6 +109,10 @@ class MessageEvents:
         found, self._found = self._found, []
         return b"".join(found)
 
+    def idle(self) -> bytes:
+        """A sign of life: the stream begins with `message_start`, so before that it is a comment."""
+        return _IDLE if self._started.provider else PING
+
     def error(self, error: MaestroError, request_id: str) -> bytes:
         """The event of an error that ends a stream."""
         return b"event: error\ndata: %b\n\n" % encode_error(error, request_id)
@@ -121,6 +136,8 @@ class MessageEvents:
                 if content.text:
                     self._open("text", content.index, {"type": "text", "text": ""})
                     self._delta({"type": "text_delta", "text": content.text})
+                if content.citations:
+                    self._cite(content.index, content.citations)
             case "reasoning":
                 self._open("thinking", content.index, {"type": "thinking", "thinking": "", "signature": ""})
                 self._delta({"type": "thinking_delta", "thinking": content.text})
@@ -130,6 +147,11 @@ class MessageEvents:
                 self._state(content)
             case _:
                 self._whole(content)
+
+    def _cite(self, part: int, citations: Iterable[Citation]) -> None:
+        self._open("text", part, {"type": "text", "text": ""})
+        for each in citations:
+            self._delta({"type": "citations_delta", "citation": citation_data(each)})
 
     def _catch_up(self, *, at_end: bool = False) -> None:
         """Writes what waited, as far as the call before it is whole."""
@@ -214,6 +236,8 @@ class MessageEvents:
                 case "text":
                     self._open("text", part.index, {"type": "text", "text": ""})
                     self._delta({"type": "text_delta", "text": block["text"]})
+                    if part.text.citations:
+                        self._cite(part.index, part.text.citations)
                 case "tool_use":
                     self._call_ids[part.index] = part.tool_call.call_id
                     self._open("tool_use", part.index, {**block, "input": {}})
@@ -238,6 +262,7 @@ class MessageEvents:
         delta = {
             "stop_reason": reason_word(finish.reason, finish.raw_reason),
             "stop_sequence": finish.stop_sequence or None,
+            "stop_details": stop_details(finish.reason, finish.provider_metadata),
         }
         more = {"maestro": facts(started.provider, started.attempt, self.route, cost, told)}
         self._send("message_delta", {"delta": delta, "usage": usage_data(self._usage), **more})

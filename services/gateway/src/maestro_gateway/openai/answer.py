@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
+from google.protobuf.struct_pb2 import Struct
 
 from maestro.llm.v1.chat_pb2 import (
     ChatEvent,
@@ -20,9 +21,10 @@ from maestro.llm.v1.chat_pb2 import (
     ToolCallDelta,
     Warning,  # noqa: A004 - the contract's name
 )
-from maestro.llm.v1.message_pb2 import Part, TokenLogprob
+from maestro.llm.v1.message_pb2 import Citation, Part, TokenLogprob
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_gateway.dialect import facts, foreign_to, warnings_data
+from maestro_gateway.json_codec.answer import PING
 from maestro_gateway.openai.request import OWN, Asked
 from maestro_sdk.adapter.fold import merge_usage
 from maestro_sdk.errors import MaestroError
@@ -48,12 +50,15 @@ def encode_completion(response: ChatResponse, asked: Asked, route: str, created:
     refusals: list[str] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     logprobs: list[TokenLogprob] = []
     for part in response.parts:
         match part.WhichOneof("kind"):
             case "text":
                 texts.append(part.text.text)
                 logprobs.extend(part.text.logprobs)
+                if part.text.citations:
+                    annotations += _annotations(part.text.citations)
             case "refusal":
                 refusals.append(part.refusal.text)
             case "reasoning":
@@ -70,6 +75,8 @@ def encode_completion(response: ChatResponse, asked: Asked, route: str, created:
         message["reasoning_content"] = "".join(thoughts)
     if calls:
         message["tool_calls"] = calls
+    if annotations:
+        message["annotations"] = annotations
     choice = {
         "index": 0,
         "message": message,
@@ -85,6 +92,7 @@ def encode_completion(response: ChatResponse, asked: Asked, route: str, created:
             "choices": [choice],
             "usage": _usage(response.usage),
             "system_fingerprint": None,
+            **_served(asked, response.provider, response.provider_metadata),
             "maestro": facts(
                 response.provider,
                 response.attempt,
@@ -123,7 +131,10 @@ class Chunks:
                 case "text":
                     delta = event.text
                     tokens = {"content": _logprobs(delta.logprobs), "refusal": None} if delta.logprobs else None
-                    found.append(self._chunk({"content": delta.text}, logprobs=tokens))
+                    said: dict[str, Any] = {"content": delta.text}
+                    if delta.citations:
+                        said["annotations"] = _annotations(delta.citations)
+                    found.append(self._chunk(said, logprobs=tokens))
                 case "reasoning":
                     found.append(self._chunk({"reasoning_content": event.reasoning.text}))
                 case "tool_call":
@@ -142,6 +153,10 @@ class Chunks:
                 case _:
                     pass  # Has no place in this shape.
         return b"".join(found)
+
+    def idle(self) -> bytes:
+        """A sign of life."""
+        return PING
 
     def error(self, error: MaestroError, request_id: str) -> bytes:
         """The event of an error that ends a stream; no `[DONE]` follows."""
@@ -181,7 +196,10 @@ class Chunks:
     def _part(self, part: Part) -> list[bytes]:
         match part.WhichOneof("kind"):
             case "text":
-                return [self._chunk({"content": part.text.text})]
+                said: dict[str, Any] = {"content": part.text.text}
+                if part.text.citations:
+                    said["annotations"] = _annotations(part.text.citations)
+                return [self._chunk(said)]
             case "refusal":
                 return [self._chunk({"refusal": part.refusal.text})]
             case "reasoning":
@@ -204,10 +222,11 @@ class Chunks:
             self._chunk({"tool_calls": [{"index": self._calls[index], "function": {"arguments": "{}"}}]})
             for index in sorted(self._bare)
         ]
-        last.append(self._frame({"choices": [choice], "maestro": told}))
+        served = _served(self._asked, started.provider, finish.provider_metadata)
+        last.append(self._frame({"choices": [choice], **served, "maestro": told}))
         if self._asked.include_usage:
             merge_usage(self._usage, finish.usage)
-            last.append(self._frame({"choices": [], "usage": _usage(self._usage)}))
+            last.append(self._frame({"choices": [], **served, "usage": _usage(self._usage)}))
         return [*last, DONE]
 
 
@@ -254,7 +273,7 @@ def _type_of(error: MaestroError) -> str:
 
 def _warnings(asked: Asked, provider: str, told: Iterable[Warning]) -> list[dict[str, Any]]:
     foreign = foreign_to(provider, OWN, asked.passed)
-    return warnings_data(asked.unknown, foreign, "a chat completion", provider, told)
+    return warnings_data(asked.unknown, foreign, provider, told)
 
 
 def _call(part: Part) -> dict[str, Any]:
@@ -264,6 +283,28 @@ def _call(part: Part) -> dict[str, Any]:
     return {"id": call.call_id, "type": "function", "function": function}
 
 
+def _served(asked: Asked, provider: str, metadata: Mapping[str, Struct]) -> dict[str, Any]:
+    """What OpenAI tells of how it answered, for those who asked for something: a tier, or the same words again."""
+    names = ["service_tier"] if "service_tier" in asked.passed else []
+    if asked.request.HasField("seed"):
+        names.append("system_fingerprint")
+    if not names or provider not in metadata:
+        return {}
+    told = metadata[provider]
+    return {name: told[name] for name in names if name in told}
+
+
+def _annotations(citations: Iterable[Citation]) -> list[dict[str, Any]]:
+    """Sources with an address: that shape has no others."""
+    # Nobody tells where in the answer they belong, and clients want a place: an empty one.
+    nowhere = {"start_index": 0, "end_index": 0}
+    return [
+        {"type": "url_citation", "url_citation": {"title": each.title, "url": each.url, **nowhere}}
+        for each in citations
+        if each.url
+    ]
+
+
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.input_tokens,
@@ -271,6 +312,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.input_tokens + usage.output_tokens,
         "prompt_tokens_details": {
             "cached_tokens": usage.cache_read_tokens,
+            "cache_write_tokens": usage.cache_write_5m_tokens + usage.cache_write_1h_tokens,
             "audio_tokens": usage.audio_input_tokens,
         },
         "completion_tokens_details": {

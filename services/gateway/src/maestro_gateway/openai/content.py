@@ -10,6 +10,7 @@ from maestro_gateway.json_codec.decoder import (
     Path,
     Reading,
     mistyped,
+    note_others,
     read_bytes,
     read_choice,
     read_object,
@@ -21,11 +22,23 @@ _DETAILS: Mapping[str, ImageDetail.ValueType] = {
     "auto": ImageDetail.IMAGE_DETAIL_AUTO,
     "low": ImageDetail.IMAGE_DETAIL_LOW,
     "high": ImageDetail.IMAGE_DETAIL_HIGH,
+    # The finest that the contract knows.
+    "original": ImageDetail.IMAGE_DETAIL_HIGH,
 }
 _SOUNDS = {"wav": "audio/wav", "mp3": "audio/mpeg"}
+_MARK = "prompt_cache_breakpoint"
+_TEXT = frozenset({"type", "text", _MARK})
+_REFUSAL = frozenset({"type", "refusal"})
+_KINDS = {kind: frozenset({"type", kind, _MARK}) for kind in ("text", "image_url", "input_audio", "file")}
+_IMAGE = frozenset({"url", "detail"})
+_SOUND = frozenset({"data", "format"})
+_FILE = frozenset({"file_id", "file_data", "filename"})
+
+Marks = list[tuple[Any, Path]]
+"""What asks to keep the prompt up to where it stands, with its place."""
 
 
-def plain_text(value: Any, path: Path) -> str:
+def plain_text(value: Any, path: Path, reading: Reading, marks: Marks) -> str:
     """Text, given as a string or as text parts."""
     if type(value) is str:
         return value
@@ -38,10 +51,11 @@ def plain_text(value: Any, path: Path) -> str:
         if fields.get("type") != "text":
             raise wrong((here, "type"), "must be text here")
         texts.append(read_text(fields.get("text"), (here, "text")))
+        _note(fields, _TEXT, here, reading, marks)
     return "\n\n".join(texts)
 
 
-def fill_content(target: Message | ToolResultPart, value: Any, path: Path, reading: Reading) -> None:
+def fill_content(target: Message | ToolResultPart, value: Any, path: Path, reading: Reading, marks: Marks) -> None:
     """The parts of what a user says, or of a tool's result."""
     if type(value) is str:
         target.parts.add().text.text = value
@@ -52,10 +66,12 @@ def fill_content(target: Message | ToolResultPart, value: Any, path: Path, readi
         here = (path, index)
         if type(item) is not dict:
             raise mistyped(here, "an object with a type", item)
-        _fill_part(target.parts.add(), cast("dict[str, Any]", item), here)
+        fields = cast("dict[str, Any]", item)
+        _fill_part(target.parts.add(), fields, here, reading)
+        _note(fields, _KINDS[fields["type"]], here, reading, marks)
 
 
-def fill_refusable(message: Message, value: Any, path: Path) -> None:
+def fill_refusable(message: Message, value: Any, path: Path, reading: Reading, marks: Marks) -> None:
     """The parts of what an assistant said: text and refusals; nothing for null."""
     if value is None or value == "":
         return
@@ -70,28 +86,39 @@ def fill_refusable(message: Message, value: Any, path: Path) -> None:
         match fields.get("type"):
             case "text":
                 message.parts.add().text.text = read_text(fields.get("text"), (here, "text"))
+                _note(fields, _TEXT, here, reading, marks)
             case "refusal":
                 message.parts.add().refusal.text = read_text(fields.get("refusal"), (here, "refusal"))
+                note_others(fields, _REFUSAL, here, reading)
             case _:
                 raise wrong((here, "type"), "must be one of text, refusal")
 
 
-def _fill_part(part: Part, fields: dict[str, Any], path: Path) -> None:
+def _note(fields: dict[str, Any], known: frozenset[str], path: Path, reading: Reading, marks: Marks) -> None:
+    """Notes the mark of a part, and what nobody reads of it."""
+    note_others(fields, known, path, reading)
+    mark = fields.get(_MARK)
+    if mark is not None:
+        marks.append((mark, (path, _MARK)))
+
+
+def _fill_part(part: Part, fields: dict[str, Any], path: Path, reading: Reading) -> None:
     match fields.get("type"):
         case "text":
             part.text.text = read_text(fields.get("text"), (path, "text"))
         case "image_url":
-            _fill_image(part, fields.get("image_url"), (path, "image_url"))
+            _fill_image(part, fields.get("image_url"), (path, "image_url"), reading)
         case "input_audio":
-            _fill_audio(part, fields.get("input_audio"), (path, "input_audio"))
+            _fill_audio(part, fields.get("input_audio"), (path, "input_audio"), reading)
         case "file":
-            _fill_file(part, fields.get("file"), (path, "file"))
+            _fill_file(part, fields.get("file"), (path, "file"), reading)
         case _:
             raise wrong((path, "type"), "must be one of text, image_url, input_audio, file")
 
 
-def _fill_image(part: Part, value: Any, path: Path) -> None:
+def _fill_image(part: Part, value: Any, path: Path, reading: Reading) -> None:
     fields = read_object(value, path)
+    note_others(fields, _IMAGE, path, reading)
     here = (path, "url")
     url = read_text(fields.get("url"), here)
     image = part.image
@@ -104,15 +131,17 @@ def _fill_image(part: Part, value: Any, path: Path) -> None:
         image.detail = read_choice(detail, (path, "detail"), _DETAILS)
 
 
-def _fill_audio(part: Part, value: Any, path: Path) -> None:
+def _fill_audio(part: Part, value: Any, path: Path, reading: Reading) -> None:
     fields = read_object(value, path)
+    note_others(fields, _SOUND, path, reading)
     sound = read_choice(fields.get("format"), (path, "format"), _SOUNDS)
     part.audio.data = read_bytes(fields.get("data"), (path, "data"))
     part.audio.mime_type = sound
 
 
-def _fill_file(part: Part, value: Any, path: Path) -> None:
+def _fill_file(part: Part, value: Any, path: Path, reading: Reading) -> None:
     fields = read_object(value, path)
+    note_others(fields, _FILE, path, reading)
     document = part.document
     if fields.get("file_id") is not None:
         document.file_id = read_text(fields["file_id"], (path, "file_id"))

@@ -20,6 +20,7 @@ from maestro_gateway.json_codec.decoder import (
     Reading,
     fill_struct,
     mistyped,
+    name_unknown,
     read_bool,
     read_choice,
     read_int,
@@ -63,7 +64,11 @@ class AskedVectors:
 
 def decode_embedding(raw: bytes) -> AskedVectors:
     """What a body asks. Raises `InvalidRequest` that names a wrong field by its path in the body, and `TooLarge`."""
-    document = parse_object(raw)
+    return read_embedding(parse_object(raw))
+
+
+def read_embedding(document: dict[str, Any]) -> AskedVectors:
+    """What a JSON object asks. Raises as `decode_embedding`."""
     request, reading = EmbedRequest(), Reading()
     asked = AskedVectors(request)
     if document.get("input") is None:
@@ -96,7 +101,7 @@ def decode_embedding(raw: bytes) -> AskedVectors:
     validate(request)
     request.ClearField("inputs")
     request.inputs.extend(_inputs(document["input"], (None, "input")))
-    asked.unknown = tuple(render(path) for path in reading.unknown)
+    asked.unknown = name_unknown(reading)
     if request.strict and asked.unknown:
         raise InvalidRequest.at(asked.unknown[0], "is not a field of a request for embeddings")
     return asked

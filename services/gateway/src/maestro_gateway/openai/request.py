@@ -14,13 +14,14 @@ from maestro_gateway.json_codec.decoder import (
     Reading,
     fill_struct,
     mistyped,
+    name_unknown,
+    note_others,
     read_bool,
     read_choice,
     read_int,
     read_number,
     read_object,
     read_text,
-    render,
     wrong,
 )
 from maestro_gateway.json_codec.document import parse_object
@@ -64,6 +65,14 @@ _PASSED = (
 """Parameters without a counterpart in the contract: they reach OpenAI as they are, and no other provider."""
 
 
+_TYPED = {
+    kind: frozenset({"type", kind}) for kind in ("function", "allowed_tools", "text", "json_object", "json_schema")
+}
+"""Fields of the objects that tell their kind, by kind."""
+_NAMED = frozenset({"name"})
+_SCHEMA = frozenset({"name", "description", "schema", "strict"})
+
+
 @dataclass(slots=True)
 class Asked:
     """A decoded body. `passed` are parameters that only OpenAI obeys, `unknown` fields that nobody knows."""
@@ -91,7 +100,11 @@ _Read = Callable[[_Body, Any, Path], None]
 
 def decode_completion(raw: bytes) -> Asked:
     """What a body asks. Raises `InvalidRequest` that names a wrong field by its path in the body."""
-    document = parse_object(raw)
+    return read_completion(parse_object(raw))
+
+
+def read_completion(document: dict[str, Any]) -> Asked:
+    """What a JSON object asks. Raises as `decode_completion`."""
     body = _Body()
     if "messages" not in document:
         raise wrong((None, "messages"), "is required")
@@ -119,8 +132,7 @@ def decode_completion(raw: bytes) -> Asked:
         raise wrong((None, "top_logprobs"), "needs logprobs: true")
     # Paths of the contract are near enough to the body's to find the place.
     validate(request)
-    unknown = tuple(render(path) for path in body.reading.unknown)
-    return Asked(request, body.stream, body.include_usage, tuple(body.passed), unknown)
+    return Asked(request, body.stream, body.include_usage, tuple(body.passed), name_unknown(body.reading))
 
 
 def _model(body: _Body, value: Any, path: Path) -> None:
@@ -142,6 +154,7 @@ def _tools(body: _Body, value: Any, path: Path) -> None:
             raise wrong((here, "type"), "must be function; other kinds of tools are not served here")
         inside = (here, "function")
         function = read_object(fields.get("function"), inside)
+        note_others(fields, _TYPED["function"], here, body.reading)
         tool: Tool = body.request.tools.add()
         for name, entry in function.items():
             match name:
@@ -174,14 +187,17 @@ def _tool_choice(body: _Body, value: Any, path: Path) -> None:
         choice.mode = _CHOICES[value]
         return
     fields = read_object(value, path)
-    match fields.get("type"):
+    kind = fields.get("type")
+    match kind:
         case "function":
             function = read_object(fields.get("function"), (path, "function"))
+            note_others(function, _NAMED, (path, "function"), body.reading)
             choice.mode = ToolChoiceMode.TOOL_CHOICE_MODE_NAMED
             choice.names.append(read_text(function.get("name"), ((path, "function"), "name")))
         case "allowed_tools":
             here = (path, "allowed_tools")
             allowed = read_object(fields.get("allowed_tools"), here)
+            note_others(allowed, frozenset({"mode", "tools"}), here, body.reading)
             mode = allowed.get("mode")
             if mode not in ("auto", "required"):
                 raise wrong((here, "mode"), "must be one of auto, required")
@@ -195,6 +211,7 @@ def _tool_choice(body: _Body, value: Any, path: Path) -> None:
                 choice.names.append(read_text(function.get("name"), ((at, "function"), "name")))
         case _:
             raise wrong((path, "type"), "must be one of function, allowed_tools")
+    note_others(fields, _TYPED[kind], path, body.reading)
 
 
 def _parallel(body: _Body, value: Any, path: Path) -> None:
@@ -203,7 +220,8 @@ def _parallel(body: _Body, value: Any, path: Path) -> None:
 
 def _response_format(body: _Body, value: Any, path: Path) -> None:
     fields, form = read_object(value, path), body.request.response_format
-    match fields.get("type"):
+    kind = fields.get("type")
+    match kind:
         case "text":
             form.text.SetInParent()
         case "json_object":
@@ -211,6 +229,7 @@ def _response_format(body: _Body, value: Any, path: Path) -> None:
         case "json_schema":
             inside = (path, "json_schema")
             asked, schema = read_object(fields.get("json_schema"), inside), form.json_schema
+            note_others(asked, _SCHEMA, inside, body.reading)
             if type(asked.get("schema")) is not dict:
                 raise mistyped((inside, "schema"), "a JSON Schema as an object", asked.get("schema"))
             schema.schema = orjson.dumps(asked["schema"]).decode()
@@ -221,6 +240,7 @@ def _response_format(body: _Body, value: Any, path: Path) -> None:
                 schema.strict = read_bool(asked["strict"], (inside, "strict"))
         case _:
             raise wrong((path, "type"), "must be one of text, json_object, json_schema")
+    note_others(fields, _TYPED[kind], path, body.reading)
 
 
 def _stop(body: _Body, value: Any, path: Path) -> None:
