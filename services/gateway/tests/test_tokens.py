@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -144,10 +145,10 @@ def test_a_set_without_a_usable_key_is_none(data: bytes) -> None:
 
 
 class Provider:
-    """An identity provider: what it serves, and how often it was asked."""
+    """An identity provider: what it serves, piece by piece, and how often it was asked."""
 
     def __init__(self) -> None:
-        self.served, self.asked = key_set("r"), 0
+        self.served, self.asked = [key_set("r")], 0
         self.port = free_port()
         application = web.Application()
         application.router.add_get("/jwks", self._serve)
@@ -157,9 +158,16 @@ class Provider:
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
 
-    async def _serve(self, request: web.Request) -> web.Response:
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
-        return web.Response(body=self.served)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in self.served:
+            await response.write(piece)
+            # The reader gets this piece before the next one is there.
+            await asyncio.sleep(0.01)
+        await response.write_eof()
+        return response
 
 
 @pytest.fixture
@@ -196,7 +204,24 @@ async def test_a_new_key_of_the_provider_is_learned_and_invented_ones_cause_no_s
     later = KeySet(config, tmp_path / "jwks.json")
     await later.open()
     assert "can't be read" in later.trouble
-    assert TokenVerifier(config, later).verify(signed("r"), time.time()).tenant == "acme"
+    verifier = TokenVerifier(config, later)
+    assert verifier.verify(signed("r"), time.time()).tenant == "acme"
+    # Where it is, and what is wrong there, is the operator's business.
+    with pytest.raises(Unauthenticated, match=r"known to have \(they cannot be read now\)$"):
+        verifier.verify(signed("e"), time.time())
+
+
+async def test_keys_that_come_in_pieces_are_read_whole_and_endless_ones_not(provider: Provider, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{provider.port}/jwks"
+    config = JwtConfig.model_validate({"issuer": "https://issuer", "audience": "maestro", "jwks_url": url})
+    found, data = KeySet(config, tmp_path / "jwks.json"), key_set("r", "e", "d")
+    provider.served = [data[:400], data[400:]]
+    await found.open()
+    assert (found.trouble, [kid for kid in "red" if found.find(kid)]) == ("", ["r", "e", "d"])
+    provider.served = [b" " * 2**19] * 4
+    await found.open()
+    assert found.trouble == "its keys can't be read: more than 1048576 bytes"
+    assert found.find("r") is not None
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,18 @@ async def test_410_ends_a_webhook_at_every_gateway_until_a_test_succeeds(begin: 
     assert (await place.listed(lambda _: True)).state == pb.WEBHOOK_STATE_ACTIVE
 
 
+async def test_a_single_410_is_heard_by_every_gateway(begin: Begin, receiver: Receiver) -> None:
+    # One of the receiver's servers says so; the others would have gone on taking what is sent to them.
+    answers = iter([Say(410)])
+    receiver.answer = lambda _: next(answers, Say())
+    place = await begin({"orders": hook(receiver)}, gateways=3)
+    place.publish("a")
+    await place.listed(lambda webhook: webhook.state == pb.WEBHOOK_STATE_GONE)
+    place.publish(*(str(number) for number in range(20)))
+    await place.listed(lambda webhook: webhook.waiting + webhook.retrying >= 20)
+    assert len(receiver.seen) <= 2
+
+
 async def test_redirects_are_not_followed(begin: Begin, receiver: Receiver) -> None:
     async with Receiver(SECRET) as thief:
         receiver.answer = lambda _: Say(307, {"location": thief.url})

@@ -11,6 +11,8 @@ from maestro_sdk.errors import InvalidRequest, Violation
 
 # It becomes a header elsewhere: a line break in it would begin another one.
 _MIME_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+( ?; ?[\w!#$&^.+-]+=(\"[ -~]*\"|[!-~]+))*", re.ASCII)
+# Control characters, ends of lines, and what turns the direction of a text round, so that "exe.txt" may be "txt.exe".
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _UNKNOWN = "application/octet-stream"
 # What Python's own table lacks, or what it takes from the machine it runs on.
 _TYPES = {
@@ -43,7 +45,11 @@ def data_of(request: UploadFileRequest) -> bytes:
 
 
 def complete_header(header: FileHeader) -> None:
-    """Sets the type of a file that does not tell it by its name. Raises `InvalidRequest` for what is no type."""
+    """Sets the type of a file that does not tell it, by its name. Raises `InvalidRequest` for a bad type or name."""
+    if _UNSEEN.search(header.filename) or header.filename in {".", ".."} or header.filename.isspace():
+        raise InvalidRequest.at(
+            "header.filename", "is no name for a file: it has characters that nobody sees, or is a folder's"
+        )
     if header.mime_type and not _MIME_TYPE.fullmatch(header.mime_type):
         raise InvalidRequest.at("header.mime_type", "is not like text/plain or text/plain; charset=utf-8")
     if not header.mime_type:

@@ -21,6 +21,7 @@ from maestro.llm.v1.file_pb2 import DeleteFileRequest, File
 from maestro_gateway.files.answer import encode_deletion, encode_file, encode_list, read_listing
 from maestro_gateway.files.files import Files
 from maestro_gateway.files.form import as_fields, is_field, name_in, read_header
+from maestro_gateway.files.media import essence
 from maestro_gateway.files.record import FileRecord
 from maestro_gateway.files.service import SILENCE
 from maestro_gateway.identity import Principal
@@ -47,8 +48,8 @@ _UNSAID = ("application/octet-stream", "application/x-www-form-urlencoded")
 """Types that clients send when nobody told them one: then the name decides."""
 _PLAIN = ("", "binary", "8bit", "7bit")
 _RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})", re.IGNORECASE)
-_INLINE = re.compile(r"(image/(png|jpeg|gif|webp)|audio/[\w.+-]+|video/[\w.+-]+|text/plain|application/(pdf|json))\b")
-"""Types that a browser may show; all others are only saved, for they might run."""
+_INLINE = re.compile(r"image/(png|jpeg|gif|webp)|(audio|video)/[\w.-]+|text/plain|application/(pdf|json)", re.ASCII)
+"""Types that a browser may show. All others are only saved, for they might run, as all that ends with +xml does."""
 
 
 class FileDoor:
@@ -98,6 +99,7 @@ class FileDoor:
 
     async def _upload(self, request: web.Request, tenant: str) -> web.StreamResponse:
         try:
+            _refuse_encoding(request)
             limit = self._files.limits(tenant).max_file
             if (request.content_length or 0) > limit + _FIELD + _PIECE:
                 raise TooLarge(f"the body has {request.content_length} bytes, and a file may have {limit}")
@@ -115,7 +117,7 @@ class FileDoor:
         fields.setdefault("filename", name_in(request.headers.get("content-disposition", "")))
         if request.content_type not in _UNSAID:
             fields.setdefault("mime_type", request.headers["content-type"])
-        if request.content_length is not None and "content-encoding" not in request.headers:
+        if request.content_length is not None:
             fields.setdefault("size_bytes", str(request.content_length))
         return await self._files.store(tenant, read_header(fields), _hurried(request.content.readany))
 
@@ -276,6 +278,12 @@ def _fields_beside(request: web.Request) -> dict[str, str]:
     return fields
 
 
+def _refuse_encoding(request: web.Request) -> None:
+    # The bytes that come are those that are kept: what is decoded here could end early and look whole.
+    if request.headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
+        raise InvalidRequest.at("content-encoding", "is not taken: send the file as it is")
+
+
 def _refuse_query(request: web.Request, *known: str) -> None:
     for name in request.query:
         if name not in {*known, "access_token"}:
@@ -299,7 +307,7 @@ def _span(request: web.Request, file: FileRecord) -> tuple[int, int, int]:
 
 
 def _disposition(file: FileRecord) -> str:
-    shown = "inline" if _INLINE.match(file.mime_type) else "attachment"
+    shown = "inline" if _INLINE.fullmatch(essence(file.mime_type)) else "attachment"
     return f"{shown}; filename*=UTF-8''{quote(file.filename, safe='')}"
 
 

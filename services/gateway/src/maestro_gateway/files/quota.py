@@ -55,7 +55,10 @@ class Quota:
         if len(live) >= MOST_OPEN:
             raise Overloaded(f"{MOST_OPEN} uploads of this tenant are under way", retry_after=1.0)
         if self.files + len(live) >= limits.max_files:
-            raise TooLarge(f"the tenant has {self.files} files, and {limits.max_files} are allowed; delete some first")
+            raise TooLarge(
+                f"the tenant has {self.files} files, and {len(live)} are being uploaded; {limits.max_files} are "
+                "allowed: delete some first"
+            )
         if self.size + sum(live) + size > limits.max_tenant:
             raise TooLarge(
                 f"the tenant's files have {self.size} bytes, and {sum(live)} are being uploaded; with {size} more "

@@ -91,7 +91,13 @@ class KeySet:
         ):
             if response.status != 200:
                 raise ValueError(f"HTTP status {response.status}")
-            return await response.content.read(_LARGEST)
+            data = b""
+            # One read gives what has come so far, which need not be all.
+            while piece := await response.content.read(_LARGEST):
+                data += piece
+                if len(data) > _LARGEST:
+                    raise ValueError(f"more than {_LARGEST} bytes")
+            return data
 
 
 def keys_of(data: bytes) -> dict[str, jwt.PyJWK]:

@@ -65,7 +65,8 @@ class TokenVerifier:
         if key is None:
             raise Unfamiliar(
                 f"the token is signed by a key that the issuer {self._config.issuer} is not known to have"
-                f"{self._keys.trouble and f' ({self._keys.trouble})'}"
+                # Not why: that is in the log, and anybody may be asking.
+                f"{self._keys.trouble and ' (they cannot be read now)'}"
             )
         try:
             return jwt.decode(

@@ -139,6 +139,11 @@ async def mark_gone(client: Client, hook: Hook) -> None:
     await kv.put(_key(hook.tenant, hook.name), hook.mark.encode())
 
 
+def gone_subject(hook: Hook) -> str:
+    """Where the note of `mark_gone` is heard: its data are the mark of the hook."""
+    return f"$KV.{BUCKET}.{_key(hook.tenant, hook.name)}"
+
+
 async def forget_gone(client: Client, tenant: str, name: str) -> None:
     """Takes such a note away. Raises what NATS raises."""
     kv = await client.jetstream(timeout=_ANSWER).key_value(BUCKET)

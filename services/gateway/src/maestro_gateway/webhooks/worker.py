@@ -86,7 +86,6 @@ class Worker:
                     if trouble:
                         await asyncio.sleep(self._look)
                         continue
-                    self._gone = False
                     await self._consume(client, generation)
                 except FAILURES as error:
                     log.debug("webhook %s of %s begins again: %r", hook.name, hook.tenant, error)
@@ -119,8 +118,17 @@ class Worker:
                 self._arrived.append(message)
                 change.set()
 
+            async def hear(message: Any) -> None:
+                if message.data == hook.mark.encode():
+                    self._gone = True
+                    change.set()
+
+            self._gone = False
             inflow = await client.subscribe(inbox, cb=arrive)
+            ending = await client.subscribe(letters.gone_subject(hook), cb=hear)
             try:
+                # Another gateway may have been told just before this one listened.
+                self._gone = await letters.is_gone(client, hook) or self._gone
                 asked = 0
                 while self._reader.is_current(generation) and not self._gone:
                     heed_cancellation()
@@ -148,6 +156,7 @@ class Worker:
                     with suppress(*FAILURES):
                         # Not `unsubscribe`: what is on its way would be lost until NATS misses it.
                         async with asyncio.timeout(1):
+                            await ending.unsubscribe()
                             await inflow.drain()
                         for message in self._arrived:
                             if not _status(message):
