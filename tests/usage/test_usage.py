@@ -145,7 +145,7 @@ async def test_spans_and_pages(mesh: Mesh) -> None:
     only = await told(mesh, key_of("globex"), labels="run=spans-3", start_time=rfc3339(before))
     assert int(only["totals"]["requests"]) == 1
     earlier = await told(mesh, key_of("globex"), labels="run=spans-3", end_time=rfc3339(before))
-    assert (earlier["totals"]["requests"], earlier["totals"].get("cost_usd")) == ("0", None)
+    assert (earlier["totals"]["requests"], earlier["totals"]["cost_usd"]) == ("0", "0.000000")
     async with open_channel(mesh.process.target) as channel:
         stub: Any = UsageServiceStub(channel)
         metadata = (("authorization", f"Bearer {key_of('globex')}"),)

@@ -36,6 +36,10 @@ from maestro_gateway.identity import Keys
 from maestro_gateway.identity.door import authenticator
 from maestro_gateway.identity.keys import configured
 from maestro_gateway.identity.sittings import Sittings
+from maestro_gateway.jobs import JobRest, JobService
+from maestro_gateway.jobs.places import Places
+from maestro_gateway.jobs.states import Board, States
+from maestro_gateway.jobs.streams import Streams
 from maestro_gateway.ledger import Ledger, Usage
 from maestro_gateway.limits import Limiter
 from maestro_gateway.mesh import Mesh
@@ -51,6 +55,7 @@ from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.service.events import EventReader
 from maestro_sdk.service.interceptors import MeshInterceptor
+from maestro_sdk.service.jobs import JobsConfig
 from maestro_sdk.testing import tables
 from maestro_sdk.testing.scripted import ScriptedProvider
 from maestro_sdk.testing.servers import free_port, serve
@@ -257,7 +262,10 @@ async def _running(
         sittings = await stack.enter_async_context(Sittings(keys))
         sockets = SocketServer(mesh, keys, feeds, "127.0.0.1:0", max_body=100_000, ping=ping)
         await sockets.open()
-        rest = HttpService(mesh, Records(reader), Usage(Ledger("nats://127.0.0.1:1")), max_body=100_000, ping=ping)
+        nowhere = "nats://127.0.0.1:1"
+        rest = HttpService(
+            mesh, Records(reader), Usage(Ledger(nowhere)), jobs_on(nowhere, mesh), max_body=100_000, ping=ping
+        )
         interceptor = MeshInterceptor(authenticate=authenticator(keys), endless=(SUBSCRIBE,))
         address = await stack.enter_async_context(
             serve(
@@ -280,6 +288,15 @@ async def _running(
             await channel.close()
             await sockets.close()
             await channels.close()
+
+
+def jobs_on(nats_url: str, mesh: Mesh) -> JobRest:
+    """Jobs over HTTP without anybody who runs them."""
+    streams = Streams(nats_url)
+    states = States(streams)
+    board = Board(streams, states)
+    places = Places(streams, states, board, lambda tenant: None)
+    return JobRest(JobService(mesh, streams, states, board, places, JobsConfig(), None))
 
 
 @pytest.fixture

@@ -82,6 +82,22 @@ def test_a_cost_that_nobody_knows_is_no_zero() -> None:
     assert asked(free).totals.cost_usd == "0.000000"
 
 
+def test_nothing_costs_nothing() -> None:
+    assert asked(Tally()).totals.cost_usd == "0.000000"
+    refused = attempt(None)
+    refused.ClearField("usage")
+    tally = Tally()
+    tally.count(failed(refused))
+    totals = asked(tally).totals
+    assert (totals.requests, totals.unpriced_requests, totals.cost_usd) == (1, 0, "0.000000")
+
+
+def test_a_model_may_be_named_as_requests_name_it(tally: Tally) -> None:
+    for name in ("m-2", "globex/m-2"):
+        assert asked(tally, model=name).totals.input_tokens == 100
+    assert asked(tally, model="acme/m-2").totals.attempts == 0
+
+
 def test_an_end_that_another_gateway_told_counts() -> None:
     tally, orphan = Tally(), failed(attempt(7, model="m-3"))
     for field in ("attempts", "provider", "model", "adapter"):

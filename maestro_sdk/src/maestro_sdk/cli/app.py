@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console as RichConsole
 from rich.console import Group as RichGroup
 from rich.markup import escape
 
@@ -21,10 +20,12 @@ from maestro_sdk.cli.conformance import conformance
 from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.jobs import jobs_app
 from maestro_sdk.cli.keys import keys_app
+from maestro_sdk.cli.tables import display
 from maestro_sdk.cli.target import NoTarget, Target, data_folder, find_target
 from maestro_sdk.cli.up import Options, configured, running, start, stop
 from maestro_sdk.cli.usage import usage
 from maestro_sdk.cli.webhooks import webhooks_app
+from maestro_sdk.service.health import longest_stop
 from maestro_sdk.service.settings import ConfigError
 
 app = typer.Typer(
@@ -95,7 +96,8 @@ def down(*, data: Data = None, config: File = None) -> None:
     folder = _or_exit(lambda: data_folder(data, config))
     limit = 60.0
     try:
-        limit += configured(config, data, os.environ).grace * 2
+        found = configured(config, data, os.environ)
+        limit += longest_stop(found.notice, found.grace) * 2
     except ConfigError:
         limit += 60  # stopping must work with a file that is broken meanwhile
     raise typer.Exit(stop(folder, Console(), limit=limit))
@@ -126,11 +128,12 @@ def status(*, as_json: Json = False, data: Data = None, config: File = None, key
     if as_json:
         typer.echo(json.dumps(data_, indent=2))
     else:
-        console = RichConsole(highlight=False)
-        console.print(f"{state.state}  {state.url}  up {views.span(data_['uptime_seconds'])}  data in {folder.root}\n")
-        console.print(views.process_table(data_))
-        console.print()
-        console.print(views.provider_table(health) if health is not None else f"[red]providers: {trouble}[/red]")
+        display(
+            f"{state.state}  {state.url}  up {views.span(data_['uptime_seconds'])}  data in {folder.root}\n",
+            views.process_table(data_),
+            "",
+            views.provider_table(health) if health is not None else f"[red]providers: {trouble}[/red]",
+        )
     raise typer.Exit(0 if state.state == "ready" and health is not None else 1)
 
 
@@ -330,4 +333,4 @@ def _show(answer: Any, table: Any, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
-        RichConsole(highlight=False).print(table)
+        display(table)

@@ -8,20 +8,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeAlias
 from urllib.parse import urlencode
 
 import typer
 from google.protobuf.json_format import ParseDict, ParseError
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from maestro.usage.v1.usage_pb2 import AuditRecord
 from maestro_sdk.audit import Chain, Head, prove, to_json
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.tables import display, new_table
 from maestro_sdk.cli.target import NoTarget, find_target
+from maestro_sdk.cli.times import FORMS, read_time
 
 audit_app = typer.Typer(
     help="List, prove and export the audit records. Needs a key with the scope admin; that of `maestro up` has it.",
@@ -59,8 +60,8 @@ def list_records(
     ] = "",
     target: Annotated[str, typer.Option("--target", help="Only of this model or tool.", show_default=False)] = "",
     outcome: Annotated[str, typer.Option("--outcome", help=f"Only {', '.join(_OUTCOMES)}.", show_default=False)] = "",
-    since: Annotated[str, typer.Option("--since", help="Only from this time on (RFC 3339).", show_default=False)] = "",
-    until: Annotated[str, typer.Option("--until", help="Only before this time (RFC 3339).", show_default=False)] = "",
+    since: Annotated[str, typer.Option("--since", help=f"Only from then on: {FORMS}.", show_default=False)] = "",
+    until: Annotated[str, typer.Option("--until", help="Only before; the same forms.", show_default=False)] = "",
     tenant: Tenant = "",
     as_json: Json = False,
     url: Url = None,
@@ -70,6 +71,7 @@ def list_records(
     """List records, the newest first: who called what, when, from where, and how it ended."""
     if outcome and outcome not in _OUTCOMES:
         raise typer.BadParameter(f"is none of {', '.join(_OUTCOMES)}", param_hint="--outcome")
+    now = datetime.now(UTC)
     query = {
         "tenant": tenant,
         "request_id": request,
@@ -77,8 +79,8 @@ def list_records(
         "operation": operation,
         "target": target,
         "outcome": f"AUDIT_OUTCOME_{outcome.upper()}" if outcome else "",
-        "start_time": since,
-        "end_time": until,
+        "start_time": read_time(since, now, "--since"),
+        "end_time": read_time(until, now, "--until"),
     }
     found: list[Any] = []
     for page in _pages(_api(url, key, data), query, most):
@@ -89,12 +91,10 @@ def list_records(
     if as_json:
         typer.echo(json.dumps({"records": found}, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("#", "time", "who", "from", "what", "target", "outcome", "cost", "request"):
-        table.add_column(title)
+    table = new_table(("#", "time", "who", "from", "what", "target", "outcome", "cost", "request"))
     for each in found:
         table.add_row(*(escape(cell) for cell in _cells(each)))
-    Console(highlight=False).print(table if found else "there are no such records")
+    display(table if found else "there are no such records")
 
 
 @audit_app.command("verify")

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.tables import display, new_table
 from maestro_sdk.cli.target import NoTarget, find_target
 
 
@@ -47,13 +46,12 @@ def budgets(
         typer.echo(json.dumps(answer, indent=2))
         return
     found: list[Any] = answer["budgets"]
-    table = Table(box=None, pad_edge=False)
-    for title in ("budget", "for", "until", "spent", "held", "limit", "used"):
-        table.add_column(title, justify="right" if title in {"spent", "held", "limit", "used"} else "left")
+    numbers = ("spent", "held", "limit", "used")
+    table = new_table(("budget", "for", "until", *numbers), numbers=numbers)
     for each in found:
         for cells in _lines(each):
             table.add_row(*(escape(cell) for cell in cells))
-    Console(highlight=False).print(table if found else "no budget is yours alone; operators see all with --tenant -")
+    display(table if found else "no budget is yours alone; operators see all with --tenant -")
 
 
 def _lines(budget: Any) -> list[tuple[str, ...]]:

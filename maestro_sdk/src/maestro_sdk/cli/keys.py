@@ -10,11 +10,10 @@ from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.tables import display, new_table
 from maestro_sdk.cli.target import NoTarget, find_target
 
 keys_app = typer.Typer(
@@ -87,9 +86,7 @@ def list_keys(
     if as_json:
         typer.echo(json.dumps({"keys": found}, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("key", "tenant", "name", "state", "scopes", "secret", "last used", "expires"):
-        table.add_column(title)
+    table = new_table(("key", "tenant", "name", "state", "scopes", "secret", "last used", "expires"))
     for each in found:
         restricted = [f"persona {name}" for name in each["personas"]] + [f"skill {name}" for name in each["skills"]]
         cells = (
@@ -103,7 +100,7 @@ def list_keys(
             _when(each, "expire_time"),
         )
         table.add_row(*(escape(cell) for cell in cells))
-    Console(highlight=False).print(table if found else "no keys were made yet; those of the configuration stand there")
+    display(table if found else "no keys were made yet; those of the configuration stand there")
 
 
 @keys_app.command("rotate")

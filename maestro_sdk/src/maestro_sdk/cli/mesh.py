@@ -17,6 +17,7 @@ from maestro_sdk.cli.programs import Program, settled
 from maestro_sdk.cli.readiness import wait_each_serving, wait_serving
 from maestro_sdk.cli.rendering import reachable
 from maestro_sdk.cli.supervisor import Group, Process, open_group
+from maestro_sdk.service.health import longest_stop
 from maestro_sdk.service.hot_reload import changes, merge, reread
 from maestro_sdk.service.settings import Config, ConfigError
 
@@ -233,7 +234,7 @@ class Mesh:
 
     async def _stop_all(self) -> None:
         """Stops in an order in which nobody loses whom he still needs. Streams in flight get the grace period."""
-        grace = self._config.grace + 2
+        grace = longest_stop(self._config.notice, self._config.grace)
         envoy = self._processes.get("envoy")
         gateways = [each for each in self._processes.values() if each.program.service == "gateway"]
         nats = self._processes.get("nats")

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.tables import display, new_table
 from maestro_sdk.cli.target import NoTarget, find_target
+from maestro_sdk.cli.times import FORMS, read_time
 
-_SPAN = re.compile(r"(\d{1,5})(h|d)")
-_MONTH = re.compile(r"\d{4}-\d{2}")
 _PAGE = 10000
 _NUMBERS = (
     ("requests", "requests"),
@@ -43,7 +40,7 @@ def usage(
     ] = "",
     begin: Annotated[
         str,
-        typer.Option("--from", help="2026-03-01, 2026-03, 7d or 12h ago.", show_default="the first of this month, UTC"),
+        typer.Option("--from", help=f"{FORMS}.", show_default="the first of this month, UTC"),
     ] = "",
     end: Annotated[str, typer.Option("--to", help="The same forms; up to but not with it.", show_default="now")] = "",
     key_id: Annotated[str, typer.Option("--key-id", help="Only of this key.", show_default=False)] = "",
@@ -74,7 +71,7 @@ def usage(
     asked: list[tuple[str, str]] = [("group_by", word) for word in words]
     asked += [("labels", each) for each in label or []]
     fields = {"key_id": key_id, "persona": persona, "provider": provider, "model": model, "tenant": tenant}
-    fields |= {"start_time": _moment(begin, now, "--from"), "end_time": _moment(end, now, "--to")}
+    fields |= {"start_time": read_time(begin, now, "--from"), "end_time": read_time(end, now, "--to")}
     asked += [(name, value) for name, value in fields.items() if value]
     try:
         target = find_target(url, key, data)
@@ -105,37 +102,17 @@ def _whole(api: Api, asked: list[tuple[str, str]]) -> Any:
 
 
 def _show(answer: Any, words: list[str]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in words:
-        table.add_column(escape(title))
-    for title in (*(title for title, _ in _NUMBERS), "cost in US$"):
-        table.add_column(title, justify="right")
+    numbers = [*(title for title, _ in _NUMBERS), "cost in US$"]
+    table = new_table([*words, *numbers], numbers=numbers)
     rows: list[Any] = answer["rows"]
     for row in rows if words else ():
         table.add_row(*(escape(row["group"].get(word) or "-") for word in words), *_numbers(row["totals"]))
     table.add_row(*(("in all" if not index else "") for index in range(len(words))), *_numbers(answer["totals"]))
-    console = Console(highlight=False)
-    console.print(table)
+    display(table)
     unpriced = int(answer["totals"]["unpriced_requests"])
     if unpriced:
-        console.print(f"The cost of {unpriced} requests is unknown and not in it: their models have no price.")
+        display(f"The cost of {unpriced} requests is unknown and not in it: their models have no price.")
 
 
 def _numbers(totals: Any) -> list[str]:
     return [*(f"{int(totals[name]):,}" for _, name in _NUMBERS), totals.get("cost_usd") or "unknown"]
-
-
-def _moment(text: str, now: datetime, hint: str) -> str:
-    """What a person wrote as a time of RFC 3339; empty when nothing was written."""
-    if not text:
-        return ""
-    if (span := _SPAN.fullmatch(text)) is not None:
-        found = now - timedelta(**{"hours" if span[2] == "h" else "days": int(span[1])})
-    else:
-        try:
-            found = datetime.fromisoformat(f"{text}-01" if _MONTH.fullmatch(text) else text)
-        except ValueError:
-            message = f"{text!r} is neither a day such as {now:%Y-%m-%d}, nor a time with its zone, nor 7d or 12h"
-            raise typer.BadParameter(message, param_hint=hint) from None
-        found = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
-    return found.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from maestro_sdk.cli.folder import MeshState
+from maestro_sdk.cli.tables import new_table
 
 _GOOD = {"ready", "ok", "active"}
 _MIDDLING = {"starting", "degraded", "waiting", "stopping", "half_open"}
@@ -268,10 +269,7 @@ def _coloured(state: str) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in _unique(columns):
-        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
-    return table
+    return new_table(_unique(columns), numbers=_NUMBERS, header="dim")
 
 
 def _unique(columns: Iterable[str]) -> list[str]:

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from maestro_sdk.cli.api import Api, ApiError
+from maestro_sdk.cli.tables import display, new_table
 from maestro_sdk.cli.target import NoTarget, find_target
 
 webhooks_app = typer.Typer(
@@ -37,9 +36,7 @@ def list_webhooks(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("webhook", "state", "address", "kinds", "waiting", "retrying", "dead"):
-        table.add_column(title)
+    table = new_table(("webhook", "state", "address", "kinds", "waiting", "retrying", "dead"))
     for each in found["webhooks"]:
         state = each["state"].removeprefix("WEBHOOK_STATE_").lower()
         cells = (
@@ -50,7 +47,7 @@ def list_webhooks(
             *(str(each[name]) for name in ("waiting", "retrying", "dead")),
         )
         table.add_row(*(escape(cell) for cell in cells))
-    Console(highlight=False).print(table if found["webhooks"] else "the configuration gives this tenant no webhook")
+    display(table if found["webhooks"] else "the configuration gives this tenant no webhook")
 
 
 @webhooks_app.command("dead")
@@ -69,9 +66,7 @@ def dead(
     if as_json:
         typer.echo(json.dumps({"letters": letters}, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("number", "given up", "kind", "about", "tries", "why"):
-        table.add_column(title)
+    table = new_table(("number", "given up", "kind", "about", "tries", "why"))
     for each in letters:
         cells = (
             str(each["number"]),
@@ -82,7 +77,7 @@ def dead(
             each["reason"],
         )
         table.add_row(*(escape(cell) for cell in cells))
-    Console(highlight=False).print(table if letters else "no dead letters")
+    display(table if letters else "no dead letters")
 
 
 @webhooks_app.command("replay")

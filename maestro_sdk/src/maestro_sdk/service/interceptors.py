@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -97,6 +98,8 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         self._running: dict[asyncio.Task[Any], bool] = {}
         self._ended: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self.arrived = 0
+        """Calls that came, without those that ask how the service is."""
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Handler | None:
         method: str = handler_call_details.method
@@ -110,6 +113,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 return None
             handler = self._handlers[kind] = self._wrapped(*kind, original)
         if not method.startswith(_OPEN):
+            self.arrived += 1
             try:
                 if self._authenticate is not None:
                     tenant = self._authenticate(metadata, method)
@@ -221,7 +225,9 @@ async def abort(context: Any, error: Exception) -> None:
     status = to_status(bounded)
     # Providers quote the key that they refuse.
     status.message = redacted(status.message)
-    metadata = (*(context.trailing_metadata() or ()), (STATUS_DETAILS_KEY, status.SerializeToString()))
+    # For those who don't read `RetryInfo`: whole seconds, as over HTTP.
+    later = () if known.retry_after is None else (("retry-after", str(math.ceil(known.retry_after))),)
+    metadata = (*(context.trailing_metadata() or ()), *later, (STATUS_DETAILS_KEY, status.SerializeToString()))
     try:
         await context.abort(known.code, status.message, metadata)
     except asyncio.InvalidStateError:

@@ -74,14 +74,14 @@ class LimitsConfig(Settings):
 
     `every_tenant` and `every_key` hold for those that are not named. Keys are named by their identifiers or their names
     for people. Limits of a persona are each tenant's own. A request that does not say how long its answer may be is
-    taken for one with `usual_output` tokens until it is over. With `headers_on_success` headers tell what is left also
-    beside whole answers, which costs them 0.1 ms or so; refusals and streams always have them. `providers` are what the
-    whole mesh may take of each, all tenants together.
+    taken for one with `usual_output` tokens until it is over. Headers tell what is left; beside whole answers, which it
+    costs 0.1 ms or so, only with `headers_on_success`. `providers` are what the whole mesh may take of each, all
+    tenants together.
     """
 
     on_store_failure: Literal["allow", "deny"] = "allow"
     usual_output: Annotated[int, Field(ge=0, le=10**6)] = 1000
-    headers_on_success: bool = False
+    headers_on_success: bool = True
     every_tenant: LimitConfig = LimitConfig()
     every_key: LimitConfig = LimitConfig()
     tenants: dict[str, LimitConfig] = Field(default_factory=dict[str, LimitConfig])

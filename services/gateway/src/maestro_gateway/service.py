@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from google.protobuf.message import Message
 
@@ -20,7 +20,7 @@ from maestro_gateway.anthropic.service import AnthropicService
 from maestro_gateway.audit.acts import Acts
 from maestro_gateway.audit.refusals import refusing
 from maestro_gateway.audit.service import auditing
-from maestro_gateway.budgets import Budgets, budgeting, doubting
+from maestro_gateway.budgets import Budgets, budgeting, doubting, leaving_wills
 from maestro_gateway.budgets.desk import BudgetDesk
 from maestro_gateway.cache import caching
 from maestro_gateway.chat_service import ChatService
@@ -29,7 +29,7 @@ from maestro_gateway.events.service import SUBSCRIBE, subscriptions
 from maestro_gateway.files import FileDoor, FileService, FilesOfJobs, keeping_files
 from maestro_gateway.http_service import HttpService
 from maestro_gateway.identity.door import authenticator, identities
-from maestro_gateway.jobs import STREAM_RESULTS, running_jobs
+from maestro_gateway.jobs import STREAM_RESULTS, JobRest, running_jobs
 from maestro_gateway.keep import keeping
 from maestro_gateway.key_service import KeyService
 from maestro_gateway.ledger import Ledger, Usage
@@ -52,6 +52,7 @@ from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher
 from maestro_sdk.mesh.watch import Patience, RouteWatcher
 from maestro_sdk.service.events import MESH, EventPublisher, EventReader, new_event
+from maestro_sdk.service.health import Health
 from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.replica import in_turn, process_name
 from maestro_sdk.service.run import Service
@@ -96,7 +97,17 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 patience=Patience(start=_ROUTER_PATIENCE),
                 peer=peer,
             ) as watcher,
-            budgeting(config, watcher, ledger, publisher, limiter.store, keys.ids_named, doubts, notes) as budgets,
+            budgeting(
+                config,
+                watcher,
+                ledger,
+                publisher,
+                limiter.store,
+                keys.ids_named,
+                doubts,
+                notes,
+                leaving_wills(lambda: ledger.client, name, doubts),
+            ) as budgets,
             resuming(config, publisher.publish) as streams,
         ):
             mesh = Mesh(
@@ -133,7 +144,6 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
 
             records = Records(events)
             usage, desk = Usage(ledger), BudgetDesk(budgets)
-            rest = HttpService(mesh, records, usage, max_body=settings.max_body, ping=settings.ping)
             openai = OpenAIService(mesh, keep, max_body=settings.max_body, ping=settings.ping)
             anthropic = AnthropicService(mesh, max_body=settings.max_body, ping=settings.ping)
             sockets = SocketServer(
@@ -145,44 +155,46 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 ping=settings.ping,
                 refused=refusals.note,
                 doors=(FileDoor(files),),
+                health=(health := Health()),
             )
             tidying = asyncio.create_task(_tidy(backends, watcher, limiter))
             following = asyncio.create_task(follow_limits(config, limiter, budgets))
             for end in publisher.left:
                 budgets.take_left(end)
             telling = asyncio.create_task(_tell_lost(notes, watcher, publisher, budgets))
-            try:
+            # One stack instead of blocks: Python nests no more than twenty.
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(sockets.close)
+                for task in (tidying, following, telling):
+                    stack.callback(task.cancel)
                 await _listen(sockets, config)
-                async with running_jobs(
-                    config, mesh, name, FilesOfJobs(files), publisher, limiter.most_jobs, acts
-                ) as jobs:
-                    yield Service(
-                        address=settings.address,
-                        servicers=[
-                            ChatService(mesh),
-                            EmbeddingService(mesh),
-                            FileService(files),
-                            ModelService(watcher),
-                            StreamService(mesh),
-                            KeyService(ring, acts),
-                            UsageService(usage, audit, desk),
-                            event_service,
-                            WebhookService(office),
-                            rest,
-                            openai,
-                            anthropic,
-                            jobs,
-                        ],
-                        ready=ready,
-                        authenticate=authenticator(keys, refusals.note),
-                        endless=(SUBSCRIBE, STREAM_RESULTS),
-                        drain=drain,
-                    )
-            finally:
-                tidying.cancel()
-                following.cancel()
-                telling.cancel()
-                await sockets.close()
+                jobs = await stack.enter_async_context(
+                    running_jobs(config, mesh, name, FilesOfJobs(files), publisher, limiter.most_jobs, acts)
+                )
+                rest = HttpService(mesh, records, usage, JobRest(jobs), max_body=settings.max_body, ping=settings.ping)
+                yield Service(
+                    address=settings.address,
+                    servicers=[
+                        ChatService(mesh),
+                        EmbeddingService(mesh),
+                        FileService(files),
+                        ModelService(watcher),
+                        StreamService(mesh),
+                        KeyService(ring, acts),
+                        UsageService(usage, audit, desk),
+                        event_service,
+                        WebhookService(office),
+                        rest,
+                        openai,
+                        anthropic,
+                        jobs,
+                    ],
+                    ready=ready,
+                    authenticate=authenticator(keys, refusals.note),
+                    endless=(SUBSCRIBE, STREAM_RESULTS),
+                    drain=drain,
+                    health=health,
+                )
     finally:
         await backends.close()
 

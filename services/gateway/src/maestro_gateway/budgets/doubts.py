@@ -37,6 +37,11 @@ class Doubts:
         """How many there are."""
         return len(self._names)
 
+    @property
+    def names(self) -> list[str]:
+        """All of them, those that were doubted first before the others."""
+        return list(self._names)
+
     def add(self, names: Iterable[str]) -> None:
         """Doubts counters; on the disk when it returns."""
         self._number += 1

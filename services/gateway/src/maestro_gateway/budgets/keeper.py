@@ -13,7 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from google.protobuf.message import DecodeError
 
@@ -292,8 +292,9 @@ async def budgeting(
     key_ids: Callable[[str], set[str]],
     doubts: Doubts | None = None,
     notes: Notes | None = None,
+    wills: AbstractAsyncContextManager[None] | None = None,
 ) -> AsyncGenerator[Budgets]:
-    """The budgets of a gateway, which count in `store` where it is shared."""
+    """The budgets of a gateway, which count in `store` where it is shared; meanwhile it leaves `wills`."""
     shared = bool(config.store.url)
     budgets = Budgets(
         config.budgets,
@@ -313,6 +314,8 @@ async def budgeting(
             stack.callback(journal.close)
         else:
             ready = await stack.enter_async_context(_sharing(budgets, store, config.store.lease))
+            if wills is not None:
+                await stack.enter_async_context(wills)
         tasks = [
             asyncio.create_task(budgets.tend(ready), name="budgets"),
             asyncio.create_task(budgets.doubts.tend(budgets.may_renew, budgets.renew), name="doubts"),

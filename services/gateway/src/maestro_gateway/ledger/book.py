@@ -59,6 +59,11 @@ class Ledger:
             self._task.cancel()
             await asyncio.wait((self._task,))
 
+    @property
+    def client(self) -> Client | None:
+        """The connection to NATS while it stands."""
+        return self._link.client if self._link.up else None
+
     async def spent(
         self,
         tenant: str,

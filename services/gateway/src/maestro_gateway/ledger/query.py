@@ -102,7 +102,7 @@ class Query:
             (not self.key_id or row.key == self.key_id)
             and (not self.persona or row.persona == self.persona)
             and (not self.provider or row.provider == self.provider)
-            and (not self.model or row.model == self.model)
+            and (not self.model or self.model in (row.model, f"{row.provider}/{row.model}"))
             and self.labels.issubset(row.labels)
         )
         if not wanted:
@@ -175,7 +175,8 @@ def totals_of(sums: Sums) -> UsageTotals:
         cache_write_tokens=sums.cache_write_tokens,
         output_tokens=sums.output_tokens,
         reasoning_tokens=sums.reasoning_tokens,
-        cost_usd=format_usd(sums.nano_usd) if sums.priced else None,
+        # Where nothing is left to be priced nothing was spent.
+        cost_usd=format_usd(sums.nano_usd) if sums.priced or not sums.unpriced_requests else None,
         unpriced_requests=sums.unpriced_requests,
         estimated_requests=sums.estimated_requests,
         cached_requests=sums.cached_requests,
