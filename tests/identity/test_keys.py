@@ -202,6 +202,30 @@ async def test_an_admin_gets_no_key_of_an_operator(mesh: Mesh) -> None:
     assert (status, answer["error"]["details"][0]["field"]) == (403, "key_id")
 
 
+async def test_an_admin_who_is_bound_gets_no_key_that_is_free(mesh: Mesh) -> None:
+    scopes, personas = ["admin", "chat"], ["clerk", "chief"]
+    _, admin = await mesh.made(tenant="tenant-d", scopes=scopes, personas=personas, skills=["translate"])
+    free_id, _ = await mesh.made(tenant="tenant-d")
+    other_id, _ = await mesh.made(tenant="tenant-d", personas=["cook"], skills=["translate"])
+    await holds(mesh, admin, "PERMISSION_DENIED")
+    for fields, field in (
+        ({}, "personas"),
+        ({"personas": ["clerk"]}, "skills"),
+        ({"personas": ["clerk", "cook"], "skills": ["translate"]}, "personas[1]"),
+        ({"personas": ["clerk"], "skills": ["sing"]}, "skills[0]"),
+    ):
+        status, answer = await mesh.rest("POST", "/v1/keys", admin, fields)
+        assert (status, [each["field"] for each in answer["error"]["details"]]) == (403, [field])
+    for key_id in (free_id, other_id):
+        status, answer = await mesh.rest("POST", f"/v1/keys/{key_id}:rotate", admin, {})
+        assert (status, [each["field"] for each in answer["error"]["details"]]) == (403, ["key_id"])
+        assert (await mesh.rest("POST", f"/v1/keys/{key_id}:revoke", admin, {}))[0] == 200
+    status, answer = await mesh.rest("POST", "/v1/keys", admin, {"personas": ["clerk"], "skills": ["translate"]})
+    assert status == 200
+    status, _ = await mesh.rest("POST", f"/v1/keys/{answer['key']['key_id']}:rotate", admin, {})
+    assert status == 200
+
+
 async def test_pages(mesh: Mesh) -> None:
     made = sorted([(await mesh.made(tenant="tenant-p"))[0] for _ in range(5)])
     found: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,6 +78,9 @@ class KeyService(KeyServiceServicer):
         def rotate(record: KeyRecord) -> KeyRecord:
             nonlocal secret
             _own(record, caller)
+            # Whoever gets its secret may ask for all that it may ask for.
+            for _ in _beyond(record.personas, record.skills, caller):
+                raise _denied("key_id", "this key may not ask for all that that one may, so it can't get its secret")
             if record.is_over(now):
                 raise InvalidRequest.at("key_id", f"the key {record.key_id} has ended; make a new one")
             if asked and record.request == asked:
@@ -120,6 +124,10 @@ def _made(request: CreateKeyRequest, tenant: str, caller: Principal, now: float)
             raise InvalidRequest.at(f"scopes[{index}]", f"{scope!r} is not a scope; there are {', '.join(SCOPES)}")
         if scope == OPERATOR and OPERATOR not in caller.scopes:
             raise _denied(f"scopes[{index}]", "only a key with the scope 'operator' can give it")
+    for field, allowed in _beyond(request.personas, request.skills, caller):
+        raise _denied(
+            field, f"the key that makes it may only ask for {', '.join(sorted(allowed))}, and can't give more"
+        )
     expires = 0.0
     if request.HasField("expire_time"):
         expires = min(request.expire_time.ToNanoseconds() / 1e9, _LAST)
@@ -142,6 +150,16 @@ def _made(request: CreateKeyRequest, tenant: str, caller: Principal, now: float)
         expires=expires,
     )
     return record, secret
+
+
+def _beyond(personas: Sequence[str], skills: Sequence[str], caller: Principal) -> Iterator[tuple[str, frozenset[str]]]:
+    """The fields with which a key could ask for more than the caller, and what the caller may ask for."""
+    for field, asked, allowed in (("personas", personas, caller.personas), ("skills", skills, caller.skills)):
+        if allowed and not asked:
+            yield field, allowed  # none named: all could be asked for
+        for index, name in enumerate(asked):
+            if allowed and name not in allowed:
+                yield f"{field}[{index}]", allowed
 
 
 def _tenant(asked: str, caller: Principal) -> str:
