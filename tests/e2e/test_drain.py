@@ -27,13 +27,13 @@ Taken = tuple[str, str, float]
 
 
 async def back(mesh: MeshProcess, caller: Caller, before: MeshMember, model: str) -> None:
-    """Waits until a process was started again and a request that needs it succeeds."""
+    """Waits until a process was started again, a request that needs it succeeds, and Envoy knows all doors as open."""
     await mesh.wait_restarted(before)
     async with asyncio.timeout(20):
         while True:
             try:
                 answer = await caller.chat(question(model=model))
-                if answer.status == 200:
+                if answer.status == 200 and (await caller.get("/readyz")).status == 200:
                     return
             except aiohttp.ClientConnectionError:
                 pass  # nobody listens there yet
