@@ -145,3 +145,10 @@ def test_console_without_a_terminal_is_plain_and_survives_a_reader_that_left() -
     gone = Console(Gone())
     gone.say("hello")
     gone.problem("still here")
+
+
+@pytest.mark.parametrize("command", [(), ("models",), ("jobs", "list"), ("conformance",)])
+def test_the_help_warns_of_keys_in_the_list_of_processes(command: tuple[str, ...]) -> None:
+    told = " ".join(CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "400"}).output.split())
+    assert "MAESTRO_KEY" in told
+    assert "everybody on the machine can see" in told

@@ -11,6 +11,7 @@ from pathlib import Path
 from maestro.event.v1.event_pb2 import Event
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
+from maestro.llm.v1.usage_pb2 import Price
 from maestro_gateway.account import Accountant
 from maestro_gateway.mesh import Mesh
 from maestro_gateway.resume.reading import Reading
@@ -95,20 +96,23 @@ class Stage:
     heir: str = ""
     """Address of a second adapter, which is asked where the first one fails; empty without one."""
 
-    async def gateway(self, window: float = 30.0, *, resume: bool = False, settled: bool = True) -> Post:
+    async def gateway(
+        self, window: float = 30.0, *, resume: bool = False, settled: bool = True, knows: bool = True
+    ) -> Post:
         """With `resume` the route lets another backend go on with a broken answer.
 
-        One that is not `settled` has not heard of NATS yet.
+        One that is not `settled` has not heard of NATS yet; the table of one that `knows` nothing has no backend.
         """
         backends = Backends()
         published: list[Event] = []
         model = tables.model("scripted/model")
+        model.price.CopyFrom(Price(input="3", output="15", effective_date="2026-01-01"))
         found, targets = [tables.backend("adapter", model, self.address)], [(model.id, 1.0)]
         if self.heir:
             second = tables.model("other/model")
             found.append(tables.backend("heir", second, self.heir))
             targets.append((second.id, 1.0))
-        source = Source(compile_table(tables.message(found, {"default": targets}, resume=resume)))
+        source = Source(compile_table(tables.message(found if knows else [], {"default": targets}, resume=resume)))
         source.local.adopt(source.table, 0.0)
         mesh = Mesh(
             source=source,

@@ -41,18 +41,26 @@ class Others:
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.offered: list[str] = []
         self.hangs = self.away = False
+        self.age = 0.0
 
     async def put(self, key: str, data: bytes) -> None:
         self.kept[key] = data
 
-    async def take(self, key: str) -> bytes | None:
+    async def offer(self, key: str, data: bytes) -> None:
+        self.offered.append(key)
+        if self.hangs:
+            await asyncio.Event().wait()
+
+    async def find(self, key: str) -> tuple[bytes, float] | None:
         self.asked.append(key)
         if self.away:
             raise LookupError
         if self.hangs:
             await asyncio.Event().wait()
-        return self.kept.get(key)
+        found = self.kept.get(key)
+        return (found, self.age) if found is not None else None
 
 
 def question(text: str = "Weather?") -> Message:
@@ -216,6 +224,51 @@ async def test_nobody_waits_long_for_others():
     await recalled(keep, question(), said(call("x", "Oslo")))
     await recalled(keep, question(), said(call("x", "Oslo")))
     assert len(others.asked) == 2
+
+
+async def test_what_is_still_asked_for_is_written_again_at_half_its_life():
+    clock, others = Clock(), Others()
+    keep, turn = Keep(60, others, clock=clock), said(call("c1", "Paris"), call("c2", "Rome"))
+    await answered(keep)
+    for _ in range(7):
+        clock.now += 10
+        assert await recalled(keep, question(), turn) == list(ANSWER)
+    # Forty seconds after it was written; ten seconds is not half of its life.
+    assert len(others.offered) == 1
+    for age, offered in ((29.0, 1), (31.0, 2), (31.0, 3)):
+        others.age = age
+        assert await recalled(Keep(60, others, clock=clock), question(), turn) == list(ANSWER)
+        assert len(others.offered) == offered
+    # Who does not take it holds up nobody for long.
+    others.hangs, clock.now = True, clock.now + 50
+    begun = asyncio.get_running_loop().time()
+    assert await recalled(keep, question(), turn) == list(ANSWER)
+    assert asyncio.get_running_loop().time() - begun < 1.0
+
+
+async def test_what_is_over_here_may_be_known_to_others():
+    clock, others = Clock(), Others()
+    keep = Keep(60, others, clock=clock)
+    await answered(keep)
+    clock.now += 61
+    turn = said(call("c1", "Paris"), call("c2", "Rome"))
+    assert await recalled(keep, question(), turn) == list(ANSWER)
+    assert len(others.asked) == 1
+
+
+async def test_a_gateway_that_starts_anew_finds_what_a_long_conversation_needs(nats_url: str):
+    lasting, bucket = 1.0, "MAESTRO_KEPT_BRIEFLY"
+    async with Shelf(nats_url, lasting, bucket=bucket) as shelf, asyncio.timeout(20):
+        while not await shelf.settle():
+            await asyncio.sleep(0.01)
+        keep, turn = Keep(lasting, shelf), said(call("c1", "Paris"), call("c2", "Rome"))
+        await answered(keep)
+        await shelf.put("words-idle", b"idle")
+        # It goes on until what was written with it is gone.
+        while await shelf.take("words-idle") is not None:
+            assert await recalled(keep, question(), turn) == list(ANSWER)
+            await asyncio.sleep(0.02)
+        assert await recalled(Keep(lasting, shelf), question(), turn) == list(ANSWER)
 
 
 async def test_gateways_share_by_nats(nats_url: str):

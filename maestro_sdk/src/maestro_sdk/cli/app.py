@@ -21,7 +21,7 @@ from maestro_sdk.cli.console import Console
 from maestro_sdk.cli.jobs import jobs_app
 from maestro_sdk.cli.keys import keys_app
 from maestro_sdk.cli.tables import display
-from maestro_sdk.cli.target import NoTarget, Target, data_folder, find_target
+from maestro_sdk.cli.target import KEY_HELP, NoTarget, Target, data_folder, find_target
 from maestro_sdk.cli.up import Options, configured, running, start, stop
 from maestro_sdk.cli.usage import usage
 from maestro_sdk.cli.webhooks import webhooks_app
@@ -32,7 +32,9 @@ app = typer.Typer(
     help="Any program speaks one contract, and Maestro keeps it answered: it starts and stops a mesh on this machine, "
     "and talks to it.",
     epilog="Examples:  [bold]maestro up --detach[/bold] · [bold]maestro chat hello[/bold] · "
-    "[bold]maestro status[/bold] · [bold]maestro down[/bold]",
+    "[bold]maestro status[/bold] · [bold]maestro down[/bold]\n\n"
+    "Put a key into [bold]MAESTRO_KEY[/bold]: what stands behind [bold]--key[/bold] everybody on the machine can see "
+    "in the list of processes.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -55,7 +57,7 @@ app.command("budgets", rich_help_panel=_ASK)(budgets)
 File = Annotated[Path | None, typer.Option("--config", help="Configuration file.", show_default="./maestro.yaml")]
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder.", show_default="from the configuration")]
 Url = Annotated[str | None, typer.Option("--url", envvar="MAESTRO_URL", help="A mesh elsewhere.", show_default=False)]
-Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help="Key to ask with.", show_default=False)]
+Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help=KEY_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Model, route or alias.", show_default="the route named default")

@@ -21,7 +21,7 @@ from maestro.usage.v1.usage_pb2 import AuditRecord
 from maestro_sdk.audit import Chain, Head, prove, to_json
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.tables import display, new_table
-from maestro_sdk.cli.target import NoTarget, find_target
+from maestro_sdk.cli.target import KEY_HELP, NoTarget, find_target
 from maestro_sdk.cli.times import FORMS, read_time
 
 audit_app = typer.Typer(
@@ -39,9 +39,7 @@ Data: TypeAlias = Annotated[
 Url: TypeAlias = Annotated[
     str | None, typer.Option("--url", envvar="MAESTRO_URL", help="A mesh elsewhere.", show_default=False)
 ]
-Key: TypeAlias = Annotated[
-    str | None, typer.Option("--key", envvar="MAESTRO_KEY", help="Key to ask with.", show_default=False)
-]
+Key: TypeAlias = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help=KEY_HELP, show_default=False)]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tenant: TypeAlias = Annotated[
     str,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maestro_sdk.cli.target import NoTarget, data_folder
+from maestro_sdk.cli.target import KEY_HELP, NoTarget, data_folder
 from maestro_sdk.cli.up import running
 from maestro_sdk.service.meshes import TOKEN_VARIABLE
 
@@ -25,7 +25,7 @@ def conformance(
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Most seconds per answer.")] = 60.0,
     key: Annotated[
-        str, typer.Option("--key", envvar="MAESTRO_KEY", help="Key, for a gateway.", show_default=False)
+        str, typer.Option("--key", envvar="MAESTRO_KEY", help=f"For a gateway. {KEY_HELP}", show_default=False)
     ] = "",
     token: Annotated[
         str,

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.tables import display, new_table
-from maestro_sdk.cli.target import NoTarget, find_target
+from maestro_sdk.cli.target import KEY_HELP, NoTarget, find_target
 
 jobs_app = typer.Typer(
     help="Run many requests in the background: each is answered once and paid once, whatever dies meanwhile.",
@@ -30,7 +30,7 @@ _UPLOAD_TIMEOUT = 600.0
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder.", show_default="from the configuration")]
 Url = Annotated[str | None, typer.Option("--url", envvar="MAESTRO_URL", help="A mesh elsewhere.", show_default=False)]
-Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help="Key to ask with.", show_default=False)]
+Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help=KEY_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(help="Identifier, as `maestro jobs list` shows it.", show_default=False)]
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.tables import display, new_table
-from maestro_sdk.cli.target import NoTarget, find_target
+from maestro_sdk.cli.target import KEY_HELP, NoTarget, find_target
 
 keys_app = typer.Typer(
     help="Make, list, rotate and revoke keys. Needs a key with the scope admin; that of `maestro up` has it.",
@@ -26,7 +26,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder.", show_default="from the configuration")]
 Url = Annotated[str | None, typer.Option("--url", envvar="MAESTRO_URL", help="A mesh elsewhere.", show_default=False)]
-Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help="Key to ask with.", show_default=False)]
+Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help=KEY_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyId = Annotated[str, typer.Argument(help="Identifier, as `maestro keys list` shows it.", show_default=False)]
 

@@ -12,6 +12,8 @@ from maestro_sdk.cli.up import configured, running
 from maestro_sdk.service.settings import ConfigError
 
 URL_VARIABLE = "MAESTRO_URL"
+KEY_HELP = "Key to ask with; here everybody on the machine can see it, in the environment nobody else."
+"""Of the option `--key`. Arguments stand in the list of processes, and nothing portable takes them out of it."""
 
 
 class NoTarget(Exception):

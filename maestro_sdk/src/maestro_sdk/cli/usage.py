@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.tables import display, new_table
-from maestro_sdk.cli.target import NoTarget, find_target
+from maestro_sdk.cli.target import KEY_HELP, NoTarget, find_target
 from maestro_sdk.cli.times import FORMS, read_time
 
 _PAGE = 10000
@@ -58,9 +58,7 @@ def usage(
     url: Annotated[
         str | None, typer.Option("--url", envvar="MAESTRO_URL", help="A mesh elsewhere.", show_default=False)
     ] = None,
-    key: Annotated[
-        str | None, typer.Option("--key", envvar="MAESTRO_KEY", help="Key to ask with.", show_default=False)
-    ] = None,
+    key: Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help=KEY_HELP, show_default=False)] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Data folder.", show_default="from the configuration")
     ] = None,

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from maestro_sdk.cli.api import Api, ApiError
 from maestro_sdk.cli.tables import display, new_table
-from maestro_sdk.cli.target import NoTarget, find_target
+from maestro_sdk.cli.target import KEY_HELP, NoTarget, find_target
 
 webhooks_app = typer.Typer(
     help="Look at webhooks, try them, and deliver dead letters again. Needs a key with the scope admin.",
@@ -21,7 +21,7 @@ webhooks_app = typer.Typer(
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder.", show_default="from the configuration")]
 Url = Annotated[str | None, typer.Option("--url", envvar="MAESTRO_URL", help="A mesh elsewhere.", show_default=False)]
-Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help="Key to ask with.", show_default=False)]
+Key = Annotated[str | None, typer.Option("--key", envvar="MAESTRO_KEY", help=KEY_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tenant = Annotated[str, typer.Option("--tenant", help="Needs the scope operator.", show_default="your own")]
 Name = Annotated[str, typer.Argument(help="Name in the configuration.", show_default=False)]

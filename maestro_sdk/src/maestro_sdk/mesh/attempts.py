@@ -254,6 +254,8 @@ class Attempts:
             local.note_headroom(attempt.backend.id, used_up, now)
         self._source.report(outcome_of(attempt, 0))
         self.trail.failed.append(attempt)
+        if self.trail.on_failure is not None:
+            self.trail.on_failure()
         if self._on_failure is not None:
             self._on_failure(attempt)
         # What an heir says of an answer that it was to go on with is not the caller's: that sent no such request.

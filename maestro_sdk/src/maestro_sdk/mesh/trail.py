@@ -60,6 +60,8 @@ class Trail:
     """In the order in which they began."""
     on_attempt: Callable[[Attempt], None] | None = None
     """Told of each attempt as it begins."""
+    on_failure: Callable[[], None] | None = None
+    """Told when another one is in `failed`."""
     failed: list[Attempt] = field(default_factory=list[Attempt])
     """In the order in which they failed."""
     answering: Attempt | None = None

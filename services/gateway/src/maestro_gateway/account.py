@@ -248,7 +248,7 @@ class Account:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Who holds each other waits for a collection, with all that hangs on it.
-        self.trail.on_attempt = None
+        self.trail.on_attempt = self.trail.on_failure = None
         if self._told:
             return
         if isinstance(error, Superseded) or (self.handed_over and isinstance(error, asyncio.CancelledError)):

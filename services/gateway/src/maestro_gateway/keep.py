@@ -14,7 +14,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
@@ -42,15 +43,28 @@ _MOST_ABSENT = 50_000
 
 
 class Others(Protocol):
-    """Where processes keep answers for each other; both methods may fail quietly."""
+    """Where processes keep answers for each other, each for so long after it was written."""
 
     async def put(self, key: str, data: bytes) -> None:
         """Stores; returns after about half a second at the latest, stored or not."""
         ...
 
-    async def take(self, key: str) -> bytes | None:
-        """What is stored. Raises `LookupError` when nobody can tell now."""
+    async def offer(self, key: str, data: bytes) -> None:
+        """Stores if it can; nobody learns whether it did."""
         ...
+
+    async def find(self, key: str) -> tuple[bytes, float] | None:
+        """What is stored, and for how many seconds. Raises `LookupError` when nobody can tell now."""
+        ...
+
+
+@dataclass(slots=True)
+class _Entry:
+    """An answer: `until` when it is kept here, and when it was `written` for the others."""
+
+    until: float
+    written: float
+    data: bytes
 
 
 class Keep:
@@ -69,8 +83,8 @@ class Keep:
         self._room = room
         self._clock = clock
         self._held = 0
-        # Answers with the time at which they go, oldest first.
-        self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        # What was not asked for longest comes first.
+        self._kept: OrderedDict[str, _Entry] = OrderedDict()
         self._absent: OrderedDict[str, float] = OrderedDict()
 
     async def recall(self, tenant: str, request: ChatRequest) -> Turn:
@@ -89,6 +103,7 @@ class Keep:
                 kept = self._find(key)
                 if kept is not None:
                     restore(message, kept)
+            await self._renew([key for _, key in wanted])
         return Turn(self, tenant, request, digest)
 
     async def store(self, key: str, parts: Iterable[Part]) -> None:
@@ -98,7 +113,7 @@ class Keep:
             log.warning("an answer of %d bytes is too large to keep its state", len(data))
             return
         self._absent.pop(key, None)
-        self._put(key, data)
+        self._put(key, data, self._clock())
         if self._others is not None:
             await self._others.put(key, data)
 
@@ -109,40 +124,58 @@ class Keep:
         if len(self._absent) > _MOST_ABSENT:
             self._absent.popitem(last=False)
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put(self, key: str, data: bytes, written: float) -> None:
         self._drop(key)
         now = self._clock()
-        self._kept[key] = (now + self._lasting, data)
+        self._kept[key] = _Entry(now + self._lasting, written, data)
         self._held += len(data) + _ENTRY
         while self._kept:
-            oldest, (until, _) = next(iter(self._kept.items()))
-            if until > now and self._held <= self._room:
+            oldest, entry = next(iter(self._kept.items()))
+            if entry.until > now and self._held <= self._room:
                 break
             self._drop(oldest)
 
     def _drop(self, key: str) -> None:
         old = self._kept.pop(key, None)
         if old is not None:
-            self._held -= len(old[1]) + _ENTRY
+            self._held -= len(old.data) + _ENTRY
 
     def _find(self, key: str) -> Message | None:
         entry = self._kept.get(key)
         if entry is None:
             return None
-        until, data = entry
-        if until <= self._clock():
+        if entry.until <= self._clock():
             self._drop(key)
             return None
         # A conversation that goes on keeps what it needs.
-        self._put(key, data)
-        return Message.FromString(data)
+        self._put(key, entry.data, entry.written)
+        return Message.FromString(entry.data)
+
+    async def _renew(self, keys: Sequence[str]) -> None:
+        """Writes again what the others have for half its life: there nobody knows that it is still asked for."""
+        if self._others is None:
+            return
+        now = self._clock()
+        written = now - self._lasting / 2
+        due = [(key, entry) for key in keys if (entry := self._kept.get(key)) is not None and entry.written < written]
+        if not due:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                for key, entry in due:
+                    entry.written = now
+                    await self._others.offer(key, entry.data)
 
     async def _fetch(self, keys: Sequence[str]) -> None:
         """Asks the others for what is not known here; the latest turns matter most."""
         if self._others is None:
             return
         now = self._clock()
-        asked = [key for key in keys if key not in self._kept and self._absent.get(key, 0.0) <= now][-_MOST_FETCHED:]
+        asked = [
+            key
+            for key in keys
+            if ((entry := self._kept.get(key)) is None or entry.until <= now) and self._absent.get(key, 0.0) <= now
+        ][-_MOST_FETCHED:]
         if not asked:
             return
         tasks = [asyncio.create_task(self._take(self._others, key)) for key in asked]
@@ -154,19 +187,20 @@ class Keep:
 
     async def _take(self, others: Others, key: str) -> None:
         try:
-            data = await others.take(key)
+            found = await others.find(key)
         except LookupError:
             return
-        if data is None:
+        if found is None:
             self.note_absent(key)
             return
+        data, age = found
         try:
             Message.FromString(data)
         except DecodeError:
             log.warning("what was kept under %s can't be read", key)
             self.note_absent(key)
         else:
-            self._put(key, data)
+            self._put(key, data, self._clock() - age)
 
 
 class Turn:

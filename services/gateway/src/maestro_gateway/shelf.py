@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -67,6 +68,11 @@ class Shelf:
 
     async def take(self, key: str) -> bytes | None:
         """What is stored. Raises `LookupError` when NATS can't tell now."""
+        found = await self.find(key)
+        return found[0] if found is not None else None
+
+    async def find(self, key: str) -> tuple[bytes, float] | None:
+        """What is stored, and for how many seconds. Raises `LookupError` when NATS can't tell now."""
         client = self._link.client
         if not self._link.up or client is None:
             raise LookupError("NATS is away")
@@ -81,7 +87,10 @@ class Shelf:
             raise LookupError(f"the bucket is gone: {error!r}") from None
         except _ERRORS as error:
             raise LookupError(f"NATS does not answer: {error!r}") from None
-        return message.data or None
+        if not message.data:
+            return None
+        stored = message.time
+        return message.data, max(0.0, time.time() - stored.timestamp()) if stored is not None else 0.0
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._link.keep(self._prepare))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +10,41 @@ from functools import cache
 from maestro.event.v1.event_pb2 import AttemptFate, AttemptUsage
 from maestro.llm.v1.chat_pb2 import ChatEvent
 from maestro.llm.v1.error_pb2 import ErrorReason
+from maestro.llm.v1.model_pb2 import Model
+from maestro.router.v1 import router_pb2 as pb
+from maestro_gateway.endings import usages_of
 from maestro_gateway.resume.known import Known
 from maestro_sdk.errors import MaestroError, StreamBroken, UpstreamError
 from maestro_sdk.mesh.handover import Begun
 from maestro_sdk.mesh.spend import cost_at, estimate_usage
-from maestro_sdk.mesh.table import Backend, Table
+from maestro_sdk.mesh.table import Backend, Table, compile_table
 from maestro_sdk.mesh.trail import Attempt, Trail
-
-log = logging.getLogger(__name__)
 
 GONE = "the gateway of this stream died, and its answer is not to be had a second time"
 _NO_REASON = ErrorReason.ERROR_REASON_UNSPECIFIED
+
+
+class Failures:
+    """Attempts that failed at the owner, on their way to the journal: the next owner charges them."""
+
+    def __init__(self) -> None:
+        self.waiting: list[AttemptUsage] = []
+        """Those that are to be written."""
+        self._noted: set[int] = set()
+
+    def note(self, trail: Trail, *, again: bool) -> bool:
+        """Whether more are to be written now. `again` tells that what readers have is still being read again.
+
+        The one that gave what readers have waits until another one goes on with that: the next owner makes its cost of
+        these events, and would charge it twice.
+        """
+        if len(trail.failed) == len(self._noted):
+            return False
+        gave = trail.failed[0] if again else trail.answering
+        found = [each for each in trail.failed if each is not gave and each.number not in self._noted]
+        self._noted.update(each.number for each in found)
+        self.waiting += usages_of(trail, found)
+        return bool(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +78,15 @@ def take_stock(known: Known, table: Table, input_tokens: int, *, standing: Backe
 
     `cancelled` tells that nobody goes on with it.
     """
-    earlier = [attempt for each in known.attempts if (attempt := _restore(each, table)) is not None]
+    told = sorted(known.attempts, key=lambda each: each.attempt)
+    earlier = [_restore(each, table) for each in told]
     for number, attempt in enumerate(earlier, 1):
         attempt.number = number
     if standing is not None:
         return Estate(Begun(standing, bool(known.count)), earlier)
-    backend = table.backends.get(known.backend_id)
-    if not known.count or backend is None:
+    if not known.count or not known.backend_id:
         return Estate(earlier=earlier)
+    backend = table.backends.get(known.backend_id) or _gone(known.backend_id)
     lost = _lose(backend, len(earlier) + 1, known.events[known.since :], input_tokens, cancelled=cancelled)
     return Estate(None if cancelled else Begun(None, shown=True, told=known.events), earlier, lost)
 
@@ -81,14 +105,21 @@ def _lose(backend: Backend, number: int, events: Sequence[ChatEvent], input_toke
     return attempt
 
 
-def _restore(told: AttemptUsage, table: Table) -> Attempt | None:
-    """An attempt that another gateway made; None when its backend is in the table no more."""
+def _gone(backend_id: str) -> Backend:
+    """A backend that left the table: no more than its name, and its price is unknown."""
+    adapter, _, model = backend_id.partition(":")
+    provider, _, name = model.partition("/")
+    message = pb.Backend(id=backend_id, adapter=adapter, model=Model(id=model, provider=provider, name=name))
+    return compile_table(pb.RouteTable(backends=[message])).backends[backend_id]
+
+
+def _restore(told: AttemptUsage, table: Table) -> Attempt:
+    """An attempt that another gateway made, with what that one told of its cost."""
     for backend in table.backends.values():
         if (backend.adapter, backend.provider, backend.message.model.name) == (told.adapter, told.provider, told.model):
             break
     else:
-        log.warning("what %s/%s used before its gateway died is not told: it is gone", told.provider, told.model)
-        return None
+        backend = _gone(f"{told.adapter}:{told.provider}/{told.model}")
     now = time.monotonic()
     begun = now - told.latency.ToNanoseconds() / 1e9
     attempt = Attempt(backend, told.attempt, begun, ended=now, fate=told.fate)

@@ -14,21 +14,15 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from maestro.event.v1.event_pb2 import AttemptUsage
 from maestro.gateway.v1.journal_pb2 import StreamBegun, StreamEnd, StreamRecord
-from maestro.llm.v1.chat_pb2 import (
-    ChatEvent,
-    ChatRequest,
-    StreamChatResponse,
-    Warning,  # noqa: A004 - the contract's name
-)
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, StreamChatResponse
 from maestro_gateway.chats import Chat
-from maestro_gateway.endings import usages_of
-from maestro_gateway.resume.estate import Estate
+from maestro_gateway.resume.estate import Estate, Failures
 from maestro_gateway.resume.journal import Journal, JournalAway
 from maestro_gateway.resume.known import Known, marks_of
 from maestro_gateway.resume.superseded import Superseded
 from maestro_gateway.resume.tail import Tail
+from maestro_gateway.resume.unkept import warning_of
 from maestro_sdk.adapter.standing import TAKEN
 from maestro_sdk.errors import Cancelled, Internal, MaestroError, StreamBroken, UpstreamError, to_status
 from maestro_sdk.service.resume import ResumeConfig
@@ -38,6 +32,7 @@ if TYPE_CHECKING:
     from maestro_gateway.account import Account
     from maestro_gateway.limits import Ticket
     from maestro_gateway.mesh import Mesh
+    from maestro_sdk.mesh.trail import Trail
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +42,6 @@ _OVERHEAD = 16
 OVER = "over"
 """The fact `stream` of an error that ended a stream, and not only the connection of a reader."""
 AWAY = "the journal of streams can't be reached"
-UNAVAILABLE = "resumable_unavailable"
-"""Code of the warning in a stream that ends with its connection after all."""
 
 
 class Host(Protocol):
@@ -105,9 +98,8 @@ class Generation:
         self._written = self.tail.end
         # Events with the backend that gave them, and their bytes.
         self._pending: list[tuple[str, ChatEvent]] = []
-        self._waiting = self._noted = 0
-        # Attempts that failed and are not in the journal yet; how many of the trail's are noted.
-        self._failed: list[AttemptUsage] = []
+        self._waiting = 0
+        self._failures = Failures()
         self._last: list[ChatEvent] = []
         self._end: StreamEnd | None = None
         self._wake = asyncio.Event()
@@ -120,7 +112,7 @@ class Generation:
         self._readers = 0
         self.unkept = bool(unkept)
         """Whether it ends with its connection, since it is not in the journal."""
-        self._warning = _warning(unkept) if unkept else None
+        self._warning = warning_of(unkept) if unkept else None
         self.tail.held = self.unkept
 
     def start(self, forget: Callable[[Generation], None]) -> asyncio.Task[None]:
@@ -164,7 +156,10 @@ class Generation:
         self._estate.enter(account.trail)
         if self._refusal is not None:
             raise self._refusal
-        if self.adopted or self.unkept:
+        if self.unkept:
+            return
+        account.trail.on_failure = lambda: self._note(account.trail)
+        if self.adopted:
             return
         record = StreamRecord(owner=self._host.owner, begun=self.begun)
         if record.ByteSize() > self._journal.largest:
@@ -184,8 +179,7 @@ class Generation:
         if not self.route and self._chat is not None:
             self.route = self._chat.route
         events = self._shown(batch.events)
-        self._failed += usages_of(trail, trail.failed[self._noted :])
-        self._noted = len(trail.failed)
+        self._note(trail)
         if trail.finish is not None:
             if self.unkept:
                 self._last = events
@@ -281,6 +275,11 @@ class Generation:
         del self._skip[:count]
         return shown[count:]
 
+    def _note(self, trail: Trail) -> None:
+        """Has the attempts that failed written."""
+        if self._failures.note(trail, again=bool(self._skip)):
+            self._wake.set()
+
     def _put(self, backend_id: str, events: list[ChatEvent]) -> None:
         for event in events:
             self._pending.append((backend_id, event))
@@ -300,7 +299,7 @@ class Generation:
     async def _write(self) -> None:
         try:
             while True:
-                while not self._pending and self._end is None:
+                while not self._pending and not self._failures.waiting and self._end is None:
                     self._wake.clear()
                     await self._wake.wait()
                 record, size = self._next()
@@ -309,14 +308,15 @@ class Generation:
                     return
                 self._sequence = await self._journal.append(self.subject, record, self._sequence)
                 self._written += len(record.events)
-                del self._failed[: len(record.attempts)]
+                del self._failures.waiting[: len(record.attempts)]
                 del self._pending[: len(record.events)]
                 self._waiting -= size
                 self._room.set()
                 if record.HasField("end"):
                     self._last = list(record.events)
                     return
-                self.tail.add(record.events)
+                if record.events:
+                    self.tail.add(record.events)
         except JournalAway as error:
             log.warning("%s: %s", self.begun.request_id, error)
             self._leave_journal(AWAY)
@@ -325,7 +325,7 @@ class Generation:
 
     def _next(self) -> tuple[StreamRecord, int]:
         """The next record, of events of one backend, and the bytes that it takes from those that wait."""
-        record = StreamRecord(owner=self._host.owner, before=self._written, route=self.route, attempts=self._failed)
+        record = StreamRecord(owner=self._host.owner, before=self._written, route=self.route)
         size, most = 0, self._journal.largest - 65536
         for backend_id, event in self._pending:
             length = event.ByteSize() + _OVERHEAD
@@ -334,6 +334,9 @@ class Generation:
             record.events.append(event)
             record.backend_id = backend_id
             size += length
+        if not self._pending or record.backend_id == self._pending[-1][0]:
+            # Not before what an heir says: alone, the last events would be charged to their backend once more.
+            record.attempts.extend(self._failures.waiting)
         if self._end is not None and len(record.events) == len(self._pending):
             record.end.CopyFrom(self._end)
         return record, size
@@ -347,9 +350,9 @@ class Generation:
         self._waiting = 0
         if waiting or self.tail.end:
             begins = bool(waiting) and waiting[0].WhichOneof("kind") == "started"
-            waiting.insert(1 if begins else 0, _warning(why))
+            waiting.insert(1 if begins else 0, warning_of(why))
         else:
-            self._warning = _warning(why)
+            self._warning = warning_of(why)
         if self._end is not None:
             self._last = waiting
         elif waiting:
@@ -393,8 +396,3 @@ class Generation:
 def _shed(error: BaseException) -> None:
     """Lets go of the frames that an error went through: these hold it, and the whole stream with it."""
     error.__traceback__ = error.__context__ = None
-
-
-def _warning(why: str) -> ChatEvent:
-    message = f"this stream ends with its connection: {why}"
-    return ChatEvent(warning=Warning(code=UNAVAILABLE, message=message, field="resumable"))
