@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from contextlib import suppress
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,18 @@ import aiohttp
 import grpc
 import pytest
 import yaml
+from google.api.httpbody_pb2 import HttpBody
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from maestro.gateway.v1.http_pb2 import ListBackendsRequest
+from maestro.gateway.v1.http_pb2_grpc import HttpServiceStub
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro_sdk.service.channel import open_channel
-from maestro_sdk.testing.callers import Caller
 from maestro_sdk.testing.mesh import MeshProcess
 
 KEY = "mk-peers-0123456789abcdef"
+GATEWAYS = ("gateway", "gateway-2")
 FIGURES: list[str] = []
 
 
@@ -32,27 +35,34 @@ def bearer(key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {key}"),)
 
 
-async def until_whole(mesh: MeshProcess, key: str, adapters: set[str]) -> None:
-    """Waits until both gateways and all `adapters` serve, and Envoy knows it. Raises `TimeoutError`."""
-    async with asyncio.timeout(40), Caller(mesh.url, key) as caller:
-        while not await _is_whole(mesh, caller, adapters):
+async def until_whole(mesh: MeshProcess, key: str, backends: int) -> None:
+    """Waits until each gateway serves, follows a router, and would ask all `backends`; and until Envoy knows it.
+
+    Raises `TimeoutError`.
+    """
+    async with asyncio.timeout(40):
+        while not (
+            all([await _is_whole(mesh.address(gateway), key, backends) for gateway in GATEWAYS])
+            and all(await _at_envoy(mesh))
+        ):
             await asyncio.sleep(0.05)
 
 
-async def _is_whole(mesh: MeshProcess, caller: Caller, adapters: set[str]) -> bool:
-    for gateway in ("gateway", "gateway-2"):
-        async with open_channel(mesh.address(gateway)) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            with suppress(grpc.aio.AioRpcError):
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    continue
+async def _is_whole(gateway: str, key: str, backends: int) -> bool:
+    async with open_channel(gateway) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        http = HttpServiceStub(channel)
+        try:
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+            if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                return False
+            told = await http.ListBackends(ListBackendsRequest(), metadata=bearer(key), timeout=1)
+            # What this gateway would do: another one may follow another router, which hears of a start later.
+            plan = await http.Explain(HttpBody(data=b"{}"), metadata=bearer(key), timeout=1)
+        except grpc.aio.AioRpcError:
             return False
-    if not all(await _at_envoy(mesh)):
-        return False
-    told = (await caller.get("/v1/router/backends")).json()
-    states = {found["name"]: found["state"] for found in told["adapters"] or ()}
-    return told["router"]["reachable"] and states == dict.fromkeys(adapters, "serving")
+    kept = [candidate["kept"] for candidate in json.loads(plan.data)["candidates"]]
+    return json.loads(told.data)["router"]["reachable"] and kept == [True] * backends
 
 
 async def _at_envoy(mesh: MeshProcess) -> list[bool]:

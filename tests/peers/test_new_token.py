@@ -23,13 +23,12 @@ from maestro_sdk.testing.nats import NatsServer
 from maestro_sdk.testing.redis import RedisServer, find_redis
 from maestro_sdk.testing.servers import free_port
 
-from .conftest import KEY, asked, until_whole
+from .conftest import GATEWAYS, KEY, asked, until_whole
 
 PAGE = Path(__file__).parents[2] / "docs" / "write-an-adapter.md"
 MODEL, ECHO, ROUTE = "local/offline", "echo/echo", "default"
 OLD, NEW, WORD = "old-token-0123456789", "new-token-0123456789", "word-0123456789"
-GATEWAYS = ("gateway", "gateway-2")
-BACKENDS = {"local", "echo"}
+BACKENDS = 2
 
 
 class Tokens:

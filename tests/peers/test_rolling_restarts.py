@@ -59,7 +59,7 @@ async def test_nobody_is_turned_away_and_nothing_is_asked_twice(tmp_path: Path, 
             async with Load(mesh.url, KEY, "default", CLIENTS, pause=0.001) as load:
                 for _ in range(ROUNDS):
                     for name in SERVICES:
-                        await until_whole(mesh, KEY, {"openai", "claude"})
+                        await until_whole(mesh, KEY, backends=2)
                         await load.answers(20)
                         await mesh.wait_restarted(mesh.kill(name, signal.SIGTERM))
                         stopped += 1
