@@ -170,6 +170,8 @@ def test_an_asynchronous_function_cannot_block_the_loop_it_runs_in(threaded: Ser
 _SCRIPT = """
 import os, signal, sys, threading
 from maestro_sdk import SyncLLMClient, text_of
+# What runs in the background of a shell is born deaf to Ctrl-C, and so is what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 client = SyncLLMClient(model="scripted/model")
 """
 
