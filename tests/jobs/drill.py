@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -32,12 +32,17 @@ class Strike:
     at: float
 
 
+_SHORT = Restarts().most - 2
+"""Short lives that a process may have, one after another."""
+
+
 class Lives:
     """How long processes lived: the supervisor gives up one that dies soon after its start again and again."""
 
-    def __init__(self) -> None:
-        self._begun: dict[str, float] = {}
-        self._short: dict[str, int] = {}
+    def __init__(self, killed: Iterable[str] = ()) -> None:
+        """`killed` are those that an earlier drill killed, nobody remembers how often of late."""
+        self._begun: dict[str, float] = dict.fromkeys(killed, time.monotonic())
+        self._short: dict[str, int] = dict.fromkeys(self._begun, _SHORT)
 
     def begin(self, name: str) -> None:
         """A process was started again."""
@@ -46,7 +51,7 @@ class Lives:
     async def leave_alone(self, name: str, done: asyncio.Event) -> None:
         """Waits until a process may be killed once more, or until `done`."""
         settled = self._begun.get(name, 0.0) + Restarts().settled + 1.0
-        if self._short.get(name, 0) < Restarts().most - 2 or time.monotonic() >= settled:
+        if self._short.get(name, 0) < _SHORT or time.monotonic() >= settled:
             self._short[name] = 0 if time.monotonic() >= settled else self._short.get(name, 0) + 1
             return
         with suppress(TimeoutError):
@@ -58,7 +63,7 @@ class Lives:
 async def kill_at_random(mesh: MeshProcess, done: asyncio.Event, dice: random.Random) -> list[Strike]:
     """Kills each group of victims in turn until `done`, a long run's again and again; what was killed."""
     killed: list[Strike] = []
-    lives = Lives()
+    lives = Lives(name for name, member in mesh.members().items() if LONG and member.restarts)
     groups = VICTIMS if LONG else FEW
     rounds = itertools.count() if LONG else range(1)
     for group in itertools.chain.from_iterable(dice.sample(groups, len(groups)) for _ in rounds):
