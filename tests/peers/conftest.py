@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,20 @@ def bearer(key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {key}"),)
 
 
-async def until_whole(mesh: MeshProcess, key: str, backends: int) -> None:
-    """Waits until each gateway serves, follows a router, and would ask all `backends`; and until Envoy knows it.
+async def until_whole(mesh: MeshProcess, key: str, models: Sequence[str]) -> None:
+    """Waits until each gateway serves, follows a router, and would ask for all `models`; and until Envoy knows it.
 
     Raises `TimeoutError`.
     """
     async with asyncio.timeout(40):
         while not (
-            all([await _is_whole(mesh.address(gateway), key, backends) for gateway in GATEWAYS])
+            all([await _is_whole(mesh.address(gateway), key, models) for gateway in GATEWAYS])
             and all(await _at_envoy(mesh))
         ):
             await asyncio.sleep(0.05)
 
 
-async def _is_whole(gateway: str, key: str, backends: int) -> bool:
+async def _is_whole(gateway: str, key: str, models: Sequence[str]) -> bool:
     async with open_channel(gateway) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         http = HttpServiceStub(channel)
@@ -58,11 +59,13 @@ async def _is_whole(gateway: str, key: str, backends: int) -> bool:
                 return False
             told = await http.ListBackends(ListBackendsRequest(), metadata=bearer(key), timeout=1)
             # What this gateway would do: another one may follow another router, which hears of a start later.
-            plan = await http.Explain(HttpBody(data=b"{}"), metadata=bearer(key), timeout=1)
+            asked = [HttpBody(data=json.dumps({"model": model}).encode()) for model in models]
+            plans = [await http.Explain(each, metadata=bearer(key), timeout=1) for each in asked]
         except grpc.aio.AioRpcError:
             return False
-    kept = [candidate["kept"] for candidate in json.loads(plan.data)["candidates"]]
-    return json.loads(told.data)["router"]["reachable"] and kept == [True] * backends
+    # A model that nobody offers yet is answered with an error.
+    kept = [[candidate["kept"] for candidate in json.loads(plan.data).get("candidates", ())] for plan in plans]
+    return json.loads(told.data)["router"]["reachable"] and kept == [[True]] * len(models)
 
 
 async def _at_envoy(mesh: MeshProcess) -> list[bool]:

@@ -28,7 +28,6 @@ from .conftest import GATEWAYS, KEY, asked, until_whole
 PAGE = Path(__file__).parents[2] / "docs" / "write-an-adapter.md"
 MODEL, ECHO, ROUTE = "local/offline", "echo/echo", "default"
 OLD, NEW, WORD = "old-token-0123456789", "new-token-0123456789", "word-0123456789"
-BACKENDS = 2
 
 
 class Tokens:
@@ -122,7 +121,7 @@ async def test_a_new_token_under_load(tmp_path: Path, figures: list[str]) -> Non
             assert not (mesh.data / "mesh-token").exists()
             assert "nats" not in mesh.members()
             async with Echo(tmp_path / "echo", {"nats": nats, "mesh": tokens.section}) as echo:
-                await until_whole(mesh, KEY, BACKENDS)
+                await until_whole(mesh, KEY, (MODEL, ECHO))
                 answer = await caller.chat(question("hello there", model=ECHO))
                 assert (answer.status, answer.json()["text"]) == (200, "hello there")
                 adapters = mesh.address("adapter-local"), echo.address
@@ -132,10 +131,10 @@ async def test_a_new_token_under_load(tmp_path: Path, figures: list[str]) -> Non
                         tokens.write(sent, taken)
                         for name in (*GATEWAYS, "router", "router-2", "adapter-local"):
                             await mesh.wait_restarted(mesh.kill(name, signal.SIGTERM))
-                            await until_whole(mesh, KEY, BACKENDS)
+                            await until_whole(mesh, KEY, (MODEL, ECHO))
                             await load.answers(10)
                         await echo.restart()
-                        await until_whole(mesh, KEY, BACKENDS)
+                        await until_whole(mesh, KEY, (MODEL, ECHO))
                 assert [shown for shown in load.shown if not shown.answered] == []
                 assert [await refuses(address, OLD) for address in adapters] == [True, True]
                 answer = await caller.chat(question("hello again", model=ECHO))

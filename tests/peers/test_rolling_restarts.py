@@ -21,6 +21,7 @@ from .conftest import KEY, until_whole
 ROUNDS = int(os.environ.get("RESTART_ROUNDS", "1"))
 CLIENTS = int(os.environ.get("RESTART_CLIENTS", "16"))
 SERVICES = ("gateway", "gateway-2", "adapter-openai", "adapter-claude", "router", "router-2")
+MODELS = ("openai/gpt-6.1-terra", "anthropic/claude-sonnet-5-5")
 CONFIG: dict[str, Any] = {
     "version": 1,
     "gateway": {"replicas": 2},
@@ -38,7 +39,7 @@ CONFIG: dict[str, Any] = {
         },
     },
     # Both providers give the same answer to a question.
-    "routes": {"default": {"targets": ["openai/gpt-6.1-terra", "anthropic/claude-sonnet-5-5"]}},
+    "routes": {"default": {"targets": list(MODELS)}},
     "aliases": {},
     "grace": "5s",
 }
@@ -59,7 +60,7 @@ async def test_nobody_is_turned_away_and_nothing_is_asked_twice(tmp_path: Path, 
             async with Load(mesh.url, KEY, "default", CLIENTS, pause=0.001) as load:
                 for _ in range(ROUNDS):
                     for name in SERVICES:
-                        await until_whole(mesh, KEY, backends=2)
+                        await until_whole(mesh, KEY, MODELS)
                         await load.answers(20)
                         await mesh.wait_restarted(mesh.kill(name, signal.SIGTERM))
                         stopped += 1

@@ -49,7 +49,7 @@ async def test_who_keeps_asking_is_waited_for() -> None:
         await heard
 
 
-async def test_who_asked_once_or_long_ago_is_not() -> None:
+async def test_who_asked_long_ago_is_not_and_who_asked_once_for_a_moment_only() -> None:
     now = 100.0
     health = Health(lambda: now + asyncio.get_running_loop().time())
     asked(health, "gone")
@@ -57,7 +57,7 @@ async def test_who_asked_once_or_long_ago_is_not() -> None:
     # Kubernetes opens a connection for each question, and learns of the end in another way.
     health.ask("kubelet")
     health.stop()
-    assert await seconds(health) < 1.0
+    assert await seconds(health) < 3.0
 
 
 async def test_nobody_holds_up_the_end_for_ever(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,8 @@ _SETTLE = 0.3
 """Seconds for who was told to tell its own threads, and for what they sent before to arrive."""
 _GONE = 2.5
 """Seconds after which who asked is not expected any more, unless it used to ask as rarely."""
+_FIRST = 1.5
+"""The same for who asked once by its connection: a proxy that just began will ask again, a probe will not."""
 _MOST = 256
 """Of how many it is known that they ask."""
 _QUIET = 5
@@ -111,10 +113,10 @@ class Health:
             quiet, known = (quiet + 1, known) if arrived() == known else (0, arrived())
 
     def _waits_for(self) -> int:
-        """How many keep asking and were not told yet. Who asked once by its connection won't do it again."""
+        """How many keep asking and were not told yet."""
         now = self._clock()
         return sum(
-            not each.told and each.every > 0 and now - each.last <= max(_GONE, each.every * 3)
+            not each.told and now - each.last <= (max(_GONE, each.every * 3) if each.every else _FIRST)
             for each in self._askers.values()
         )
 
