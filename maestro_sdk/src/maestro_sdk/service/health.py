@@ -69,7 +69,8 @@ class Health:
     def ask(self, who: str) -> str:
         """Why no calls should be sent here, "" when they may. `who` is the connection that asks.
 
-        Who asks by one connection again and again is waited for when the service stops: it sends calls here.
+        Who asks by one connection again and again, or began to ask just now, is waited for when the service stops: it
+        sends calls here.
         """
         now, asker = self._clock(), self._askers.pop(who, None)
         if asker is None:

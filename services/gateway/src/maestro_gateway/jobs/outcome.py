@@ -22,6 +22,7 @@ from maestro_gateway.jobs.record import JobRecord
 from maestro_gateway.jobs.totals import add, totals_of
 from maestro_gateway.openai.request import OWN
 from maestro_sdk.errors import (
+    BY_REASON,
     Cancelled,
     Conflict,
     Internal,
@@ -183,18 +184,13 @@ def put_answer(result: pb.JobResult, item: BatchItem, answer: ChatResponse | Emb
 def error_from(detail: ErrorDetail) -> MaestroError:
     """The error that a result holds."""
     name = ErrorReason.Name(detail.reason).removeprefix("ERROR_REASON_")
-    return {kind.reason: kind for kind in _kinds(MaestroError)}.get(name, UpstreamError)(
+    return BY_REASON.get(name, UpstreamError)(
         detail.message,
         retryable=detail.retryable,
         failover=detail.failover,
         retry_after=detail.retry_after.ToNanoseconds() / 1e9 if detail.HasField("retry_after") else None,
         metadata=dict(detail.metadata),
     )
-
-
-def _kinds(kind: type[MaestroError]) -> list[type[MaestroError]]:
-    below = [each for direct in kind.__subclasses__() for each in _kinds(direct)]
-    return [*kind.__subclasses__(), *below]
 
 
 def detail_of(error: MaestroError) -> ErrorDetail:
