@@ -123,7 +123,10 @@ class Mesh:
         return self.process.kill(name)
 
     async def gone(self, member: MeshMember) -> float:
-        """The Unix time at which a killed process is no more: its sockets are closed."""
+        """The Unix time at which a killed process is no more: its sockets are closed.
+
+        They are when its last thread has ended; the first thread, whose state is the process's, may end long before.
+        """
         async with asyncio.timeout(10):
             while _lives(member.pid):
                 await asyncio.sleep(0.001)
@@ -144,8 +147,15 @@ class Mesh:
 
 def _lives(pid: int | None) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except FileNotFoundError:
+        return any(_runs(thread) for thread in Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _runs(thread: Path) -> bool:
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -18,17 +18,22 @@ async def test_a_killed_gateway_takes_nothing_with_it_but_what_it_had_in_hand(me
             await load.answers(100)
             known = len(load.shown)
             before = mesh.kill(name)
-            killed = await mesh.gone(before)
+            gone = await mesh.gone(before)
             await load.answers(200)
             await mesh.process.wait_restarted(before)
             await load.answers(100)
         failed = [shown for shown in load.shown if not shown.answered]
         assert [shown for shown in load.shown[:known] if not shown.answered] == []
-        late = [(shown.door, shown.failure, shown.began - killed) for shown in failed if shown.began > killed + NOTICED]
-        assert late == [], "what came after the kill goes to those that live"
         assert all(shown.failure != "nothing" for shown in failed), "everybody is told"
-        assert len(failed) <= CLIENTS
-        last = max((shown.ended - killed for shown in failed), default=0.0)
+        # What a connection of the dying process took is lost with it. Envoy may hand on more until it has seen the end
+        # of the connection, but of each client one request at most: it has seen that end when it tells of a loss.
+        told = [
+            f"{shown.door}: {shown.failure}, from {shown.began - gone:+.3f} s to {shown.ended - gone:+.3f} s"
+            for shown in failed
+        ]
+        assert [shown for shown in failed if shown.began > gone + NOTICED] == [], told
+        assert sum(shown.began > gone for shown in failed) <= CLIENTS, told
+        last = max((shown.ended - gone for shown in failed), default=0.0)
         figures.append(
             f"kill -9 {name} of 3 under {CLIENTS} clients: {len(failed)} of {CLIENTS} in flight cut with an error, the "
             f"last after {last * 1000:.0f} ms; {len(load.shown) - known} later requests, 0 failed"
