@@ -1,9 +1,10 @@
-"""Runs the tests in parts, two pytest processes at a time: `parts.py` all but the proofs, `parts.py proofs` the proofs.
+"""Runs the tests in parts: `parts.py` all but the proofs, `parts.py proofs` the proofs.
 
-A part waits much of its time, so that two together take little longer than one. Each folder of whole meshes is a part,
-since its meshes run till its pytest ends. Who is done takes the next part, so that both are done at nearly the same
-time, on any machine. A part's output is printed when it has ended; the last line counts all. Exit code: 0 when no test
-of any part failed.
+A part waits much of its time, so that two pytest processes together take little longer than one; who is done takes the
+next part, so that both are done at nearly the same time, on any machine. A proof has the machine for itself: its
+clients load all cores. Each folder of whole meshes is a part, since its meshes run till its pytest ends.
+
+A part's output is printed when it has ended; the last line counts all. Exit code: 0 when no test of any part failed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-AT_ONCE = int(os.environ.get("TESTS_AT_ONCE", "2"))
+AT_ONCE, PROOFS_AT_ONCE = (int(os.environ.get("TESTS_AT_ONCE", usual)) for usual in ("2", "1"))
 """Parts at a time."""
 
 # Whole meshes under load whose processes are killed: they take as long as everything else together.
@@ -64,11 +65,12 @@ class Ended:
 
 def main() -> int:
     """Runs all parts, prints what they print, and the sum of their counts."""
-    parts = [(folder,) for folder in PROOFS] if sys.argv[1:] == ["proofs"] else everyday()
+    proofs = sys.argv[1:] == ["proofs"]
+    parts = [(folder,) for folder in PROOFS] if proofs else everyday()
     begun = time.monotonic()
     counts: Counter[str] = Counter()
     code = 0
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PROOFS_AT_ONCE if proofs else AT_ONCE) as pool:
         try:
             for future in as_completed([pool.submit(run, part) for part in parts]):
                 ended = future.result()
