@@ -54,7 +54,6 @@ SPARE = 7
 EXACT, LOOSE, KILLED = 25, 2000, 60 * MOST + SPARE
 """Requests, and tokens, that the budgets of the tenants are for."""
 LEASE = 2.0
-FIGURES: list[str] = []
 _nats: Any = nats
 _health: Any = grpc_health  # the asyncio half has no types
 
@@ -217,16 +216,3 @@ async def answers(mesh: Mesh, number: int) -> ChatResponse:
             if time.monotonic() > end:
                 raise
             await asyncio.sleep(0.05)
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("budgets")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

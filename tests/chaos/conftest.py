@@ -48,7 +48,6 @@ CONFIG: dict[str, Any] = {
     "aliases": {"fast": "local/offline"},
     "grace": "5s",
 }
-FIGURES: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,16 +83,3 @@ async def mesh(server: FaultServer, tmp_path_factory: pytest.TempPathFactory) ->
     }
     async with MeshProcess(tmp_path_factory.mktemp("chaos"), CONFIG, environment) as running:
         yield running
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("chaos")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

@@ -25,8 +25,6 @@ from maestro_sdk.testing.callers import Caller
 from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.mesh import MeshProcess
 
-FIGURES: list[str] = []
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
@@ -52,10 +50,12 @@ async def stage(server: FaultServer) -> Stage:
 
 
 @asynccontextmanager
-async def running(folder: Path, config: Mapping[str, Any], server: FaultServer) -> AsyncGenerator[MeshProcess]:
+async def running(
+    folder: Path, config: Mapping[str, Any], server: FaultServer, figures: list[str]
+) -> AsyncGenerator[MeshProcess]:
     """A mesh whose providers are at `server`."""
     async with MeshProcess(folder, config, {**ENVIRONMENT, "PROVIDERS": server.url}) as mesh:
-        FIGURES.append(f"start of a mesh with {len(config['routes'])} routes: {mesh.ready_after:.1f} s")
+        figures.append(f"start of a mesh with {len(config['routes'])} routes: {mesh.ready_after:.1f} s")
         yield mesh
 
 
@@ -68,10 +68,10 @@ async def standing(mesh: MeshProcess, key: str) -> AsyncGenerator[Stand]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def calm(
-    server: FaultServer, stage: Stage, tmp_path_factory: pytest.TempPathFactory
+    server: FaultServer, stage: Stage, figures: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[MeshProcess]:
     """A mesh in which no breaker opens by itself."""
-    async with running(tmp_path_factory.mktemp("calm"), calm_config(closed_port()), server) as mesh:
+    async with running(tmp_path_factory.mktemp("calm"), calm_config(closed_port()), server, figures) as mesh:
         yield mesh
 
 
@@ -84,10 +84,10 @@ async def calm_stand(calm: MeshProcess) -> AsyncIterator[Stand]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def strict(
-    server: FaultServer, stage: Stage, tmp_path_factory: pytest.TempPathFactory
+    server: FaultServer, stage: Stage, figures: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[MeshProcess]:
     """A mesh whose breakers open and close soon."""
-    async with running(tmp_path_factory.mktemp("strict"), strict_config(closed_port()), server) as mesh:
+    async with running(tmp_path_factory.mktemp("strict"), strict_config(closed_port()), server, figures) as mesh:
         yield mesh
 
 
@@ -103,16 +103,3 @@ async def home(strict: MeshProcess) -> AsyncIterator[Stand]:
     """The same for a tenant whose requests stay in the region "eu"."""
     async with standing(strict, HOME_KEY) as found:
         yield found
-
-
-@pytest.fixture(scope="session")
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("figures of the drills")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

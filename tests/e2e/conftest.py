@@ -115,7 +115,9 @@ def provider(providers: FaultServer) -> Iterator[FaultServer]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def mesh(providers: FaultServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MeshProcess]:
+async def mesh(
+    providers: FaultServer, figures: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[MeshProcess]:
     """The running mesh."""
     environment = {
         **KEYS,
@@ -128,7 +130,7 @@ async def mesh(providers: FaultServer, tmp_path_factory: pytest.TempPathFactory)
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     async with MeshProcess(tmp_path_factory.mktemp("mesh"), CONFIG, environment) as running:
-        FIGURES.append(f"start of the mesh to its first answer: {running.ready_after:.1f} s")
+        figures.append(f"start of the mesh to its first answer: {running.ready_after:.1f} s")
         async with Caller(running.url, KEYS["MAESTRO_KEY"]) as caller:
             # The adapter of local servers looks for their models when it is first asked, and not during a test.
             await caller.chat(question(model="local/offline"))
@@ -154,19 +156,3 @@ async def nobody(mesh: MeshProcess) -> AsyncIterator[Caller]:
     """A caller without a key."""
     async with Caller(mesh.url, None) as caller:
         yield caller
-
-
-FIGURES: list[str] = []
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("figures")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

@@ -99,6 +99,9 @@ class RestDouble(http_pb2_grpc.HttpServiceServicer):
         self._note(context)
         return HttpBody(content_type=JSON, data=b'{"models":[]}')
 
+    async def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
     async def ListBackends(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError("asked by no test")
 
@@ -129,6 +132,29 @@ class RestDouble(http_pb2_grpc.HttpServiceServicer):
 
     async def ListJobResults(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError("asked by no test")
+
+    async def CancelJob(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
+    async def EstimateCost(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
+    async def CreateKey(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
+    async def RevokeKey(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
+    async def ReplayDeadLetters(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
+    async def TestWebhook(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("asked by no test")
+
+    async def RotateKey(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Tells what came of the path and of the body."""
+        told = {"key_id": request.key_id, "kind": request.body.content_type, "body": request.body.data.decode()}
+        return HttpBody(content_type=JSON, data=json.dumps(told).encode())
 
 
 class NativeDouble(chat_pb2_grpc.ChatServiceServicer):

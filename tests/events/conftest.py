@@ -13,13 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from event_mesh import KEY, OTHER_KEY, READERS, SECRET, STRICT_KEY, TTFT, config
 
-from maestro_sdk.service.events import EventPublisher
+from maestro_sdk.service.event_publisher import EventPublisher
 from maestro_sdk.testing.callers import Caller
 from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.mesh import MeshProcess
 from maestro_sdk.testing.receiver import Receiver
-
-FIGURES: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,16 +79,3 @@ async def publisher(mesh: MeshProcess, tmp_path: Path) -> AsyncIterator[EventPub
     """A publisher of events that no request made."""
     async with EventPublisher(f"nats://{mesh.address('nats')}", tmp_path / "spool") as publisher:
         yield publisher
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("events")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

@@ -43,7 +43,6 @@ CONFIG: dict[str, Any] = {
     "grace": "5s",
 }
 _health: Any = grpc_health  # the asyncio half has no types
-FIGURES: list[str] = []
 
 
 class Mesh:
@@ -120,16 +119,3 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
         aiohttp.ClientSession() as http,
     ):
         yield Mesh(process, http, provider)
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("files")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

@@ -43,7 +43,6 @@ CONFIG: dict[str, Any] = {
     "aliases": {},
     "grace": "2s",
 }
-FIGURES: list[str] = []
 WORDS = [{"role": "user", "content": "hello"}]
 
 
@@ -206,6 +205,18 @@ def _got(path: str) -> "Door":
     return ask
 
 
+async def _key(mesh: Mesh, key: str) -> int:
+    status, answer = await mesh.rest("POST", "/v1/keys", key, {})
+    if status == 200:
+        mesh.secrets.append(answer["secret"])
+    return status
+
+
+async def _cost(mesh: Mesh, key: str) -> int:
+    words = [{"role": "ROLE_USER", "parts": [{"text": {"text": "hello"}}]}]
+    return (await mesh.rest("POST", "/v1/usage:estimate", key, {"chat": {"model": MODEL, "messages": words}}))[0]
+
+
 async def _explain(mesh: Mesh, key: str) -> int:
     return (await mesh.rest("POST", "/v1/router:explain", key, {"model": MODEL}))[0]
 
@@ -229,6 +240,7 @@ DOORS: dict[str, tuple[str, Door]] = {
     "POST /v1/messages": ("chat", _anthropic),
     "POST /v1/messages/count_tokens": ("chat", _count),
     "POST /v1/router:explain": ("chat", _explain),
+    "POST /v1/usage:estimate": ("chat", _cost),
     "WS /v1/chat/stream": ("chat", _socket),
     "gRPC Chat": ("chat", _grpc_chat),
     "gRPC CountTokens": ("chat", _grpc_count),
@@ -238,12 +250,14 @@ DOORS: dict[str, tuple[str, Door]] = {
     "GET /v1/events/stream": ("", _server_sent),
     "gRPC Subscribe": ("", _grpc_events),
     "GET /v1/models": ("", _got("/v1/models")),
+    "GET /v1/models/{model}": ("", _got(f"/v1/models/{MODEL}")),
     "GET /v1/router/backends": ("", _got("/v1/router/backends")),
     "GET /v1/health/providers": ("", _got("/v1/health/providers")),
     "GET /v1/files": ("files", _got("/v1/files")),
     "POST /v1/files": ("files", _file),
     "gRPC ListFiles": ("files", _grpc_files),
     "GET /v1/keys": ("admin", _got("/v1/keys")),
+    "POST /v1/keys": ("admin", _key),
     "gRPC ListKeys": ("admin", _grpc_keys),
     "GET /v1/webhooks": ("admin", _got("/v1/webhooks")),
     "gRPC ListWebhooks": ("admin", _grpc_webhooks),
@@ -268,16 +282,3 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     (folder / "jwks.json").write_text(f'{{"keys": [{made.to_jwk(PROVIDER.public_key())}]}}')
     async with MeshProcess(folder, CONFIG, {"MAESTRO_KEY": ROOT}) as process, aiohttp.ClientSession() as http:
         yield Mesh(process, http)
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("identity")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

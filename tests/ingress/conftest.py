@@ -80,7 +80,7 @@ CONFIG: dict[str, Any] = {
             ],
         },
     },
-    "aliases": {},
+    "aliases": {"sonnet": "anthropic/claude-sonnet-5", "usual": "default"},
     "grace": "5s",
 }
 

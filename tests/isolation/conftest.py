@@ -24,7 +24,6 @@ from maestro_sdk.testing.servers import serve
 
 from .isolation_mesh import KEYS, SECRET, VECTORS, Client, Echo, Owned, config, settle
 
-FIGURES: list[str] = []
 _health: Any = grpc_health  # the asyncio half has no types
 
 
@@ -71,16 +70,3 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
             async with asyncio.timeout(30):
                 owned = await settle(Client(http, process.url, "owner"))
             yield Stage(process, http, provider, embedder, owned)
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("isolation")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

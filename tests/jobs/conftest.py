@@ -56,7 +56,6 @@ CONFIG: dict[str, Any] = {
     "aliases": {},
     "grace": "3s",
 }
-FIGURES: list[str] = []
 
 
 class Jobs(JobsClient):
@@ -187,16 +186,3 @@ async def status_of(call: Awaitable[Any]) -> tuple[str, str]:
     except grpc.aio.AioRpcError as error:
         return error.code().name, error.details() or ""
     return "OK", ""
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("jobs")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

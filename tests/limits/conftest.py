@@ -36,7 +36,6 @@ TIMEOUT = 1.0
 """Of the store. A busy machine must not look like a store that is away: then each gateway counts for itself."""
 LEASE = 2.0
 TOKENS = 1000
-FIGURES: list[str] = []
 _health: Any = grpc_health  # the asyncio half has no types
 
 
@@ -191,16 +190,3 @@ async def _answers(mesh: Mesh) -> None:
                 if time.monotonic() > end:
                     raise
                 await asyncio.sleep(0.05)
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("limits")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

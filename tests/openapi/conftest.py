@@ -33,13 +33,13 @@ CONFIG: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def document() -> dict[str, Any]:
     """The document as it is served."""
     return orjson.loads(served())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
     mesh = MeshProcess(tmp_path_factory.mktemp("openapi"), CONFIG, {"EVERYTHING": KEY})
     asyncio.run(mesh.start())
@@ -47,6 +47,6 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
     asyncio.run(mesh.stop())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def key() -> str:
     return KEY

@@ -23,7 +23,6 @@ from maestro_sdk.testing.mesh import MeshProcess
 
 KEY = "mk-peers-0123456789abcdef"
 GATEWAYS = ("gateway", "gateway-2")
-FIGURES: list[str] = []
 
 
 def asked(model: str) -> ChatRequest:
@@ -90,16 +89,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if inspect.iscoroutinefunction(item.function):
                 item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
             item.add_marker(pytest.mark.timeout(240))
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("peers")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

@@ -44,7 +44,6 @@ CONFIG: dict[str, Any] = {
     "aliases": {},
     "grace": "5s",
 }
-FIGURES: list[str] = []
 
 
 class Mesh:
@@ -176,11 +175,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+async def running(figures: list[str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     """The mesh of all tests."""
     environment: Mapping[str, str] = {"MAESTRO_KEY": KEY}
     async with MeshProcess(tmp_path_factory.mktemp("replicas"), CONFIG, environment) as process:
-        FIGURES.append(f"start with 3 gateways and 2 routers: {process.ready_after:.1f} s")
+        figures.append(f"start with 3 gateways and 2 routers: {process.ready_after:.1f} s")
         mesh = Mesh(process)
         try:
             yield mesh
@@ -193,16 +192,3 @@ async def mesh(running: Mesh) -> Mesh:
     """The mesh when everybody is there."""
     await running.whole()
     return running
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("replicas")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

@@ -40,7 +40,6 @@ CONFIG: dict[str, Any] = {
     "resume": {"window": "3s"},
     "grace": "5s",
 }
-FIGURES: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,7 +67,9 @@ def providers(server: FaultServer) -> Providers:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def mesh(server: FaultServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MeshProcess]:
+async def mesh(
+    server: FaultServer, figures: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[MeshProcess]:
     """The running mesh."""
     environment = {
         "MAESTRO_KEY": KEY,
@@ -77,18 +78,5 @@ async def mesh(server: FaultServer, tmp_path_factory: pytest.TempPathFactory) ->
         "OPENAI_API_KEY": "sk-test",
     }
     async with MeshProcess(tmp_path_factory.mktemp("resume"), CONFIG, environment) as running:
-        FIGURES.append(f"start with 3 gateways: {running.ready_after:.1f} s")
+        figures.append(f"start with 3 gateways: {running.ready_after:.1f} s")
         yield running
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("resume")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

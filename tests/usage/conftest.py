@@ -38,7 +38,6 @@ INPUT = 10
 PIECE = "word"
 SETTLE = 0.05
 """Seconds in which what was sent is read."""
-FIGURES: list[str] = []
 _health: Any = grpc_health  # the asyncio half has no types
 
 
@@ -239,16 +238,3 @@ async def _answers(mesh: Mesh) -> None:
             while await mesh.ask("globex", number, **plays) != PIECE:
                 assert time.monotonic() < end, "the gateways do not know the models"
                 await asyncio.sleep(0.05)
-
-
-@pytest.fixture
-def figures() -> list[str]:
-    """Lines that are printed after the tests."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("usage")
-        for line in FIGURES:
-            terminalreporter.write_line(line)

@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 import pytest
-from google.protobuf.json_format import ParseDict
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.model_pb2 import Feature, FeatureSupport, Model, Support
@@ -16,19 +15,9 @@ from maestro_sdk.adapter.chat_completions import Dialect, Stream, to_wire
 from maestro_sdk.adapter.strict_subset import OPENAI_STRICT
 from maestro_sdk.errors import InvalidRequest, UnsupportedParameter
 
-LOCAL = Dialect(provider="local")
+from .chat_bodies import LOCAL, body, request
+
 TOOLS = [{"name": "one"}, {"name": "two"}]
-
-
-def request(*parts: dict[str, Any], role: str = "ROLE_USER", **fields: Any) -> ChatRequest:
-    content = list(parts) or [{"text": {"text": "hi"}}]
-    return ParseDict({"model": "local/m", "messages": [{"role": role, "parts": content}], **fields}, ChatRequest())
-
-
-def body(asked: ChatRequest, dialect: Dialect = LOCAL, *, stream: bool = False) -> dict[str, Any]:
-    wire = to_wire(asked, dialect, stream=stream)
-    assert list(wire.warnings) == []
-    return orjson.loads(wire.encode())
 
 
 def test_nothing_unset_is_sent() -> None:
@@ -315,57 +304,6 @@ def test_a_strict_answer_outside_the_subset_is_sent_without_strict(schema: str, 
     assert fields == ([] if kept else [("schema_rewritten", "response_format.json_schema.strict")])
 
 
-def test_foreign_content_is_dropped_under_strict_too() -> None:
-    foreign = {"opaque": {"json": "{}"}, "origin": {"provider": "elsewhere"}}
-    wire = to_wire(request({"text": {"text": "a"}}, foreign, strict=True), LOCAL)
-    assert [warning.code for warning in wire.warnings] == ["foreign_content_dropped"]
-
-
-def test_content_that_dialects_may_take() -> None:
-    dialect = replace(LOCAL, audio=True, documents=True)
-    content = body(
-        request(
-            {"audio": {"data": "AAAA", "mime_type": "audio/mpeg"}},
-            {"document": {"data": "AAAA", "mime_type": "application/pdf"}},
-        ),
-        dialect,
-    )["messages"][0]["content"]
-    assert content == [
-        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}},
-        {"type": "file", "file": {"filename": "document.pdf", "file_data": "data:application/pdf;base64,AAAA"}},
-    ]
-
-
-def test_opaque_content_goes_back_to_its_maker_byte_by_byte() -> None:
-    own = {"opaque": {"json": '{"type": "x",  "n": 1.0}'}, "origin": {"provider": "local", "api": "chat_completions"}}
-    assert (
-        b'[{"type":"text","text":"a"},{"type": "x",  "n": 1.0}]'
-        in to_wire(request({"text": {"text": "a"}}, own), LOCAL).encode()
-    )
-    foreign = {**own, "origin": {"provider": "anthropic"}}
-    wire = to_wire(request({"text": {"text": "a"}}, foreign), LOCAL)
-    assert wire.body["messages"] == [{"role": "user", "content": "a"}]
-    assert [(warning.code, warning.field) for warning in wire.warnings] == [
-        ("foreign_content_dropped", "messages[0].parts[1].opaque")
-    ]
-
-
-def test_reasoning_goes_back_only_to_its_maker_and_only_where_wanted() -> None:
-    own = {"reasoning": {"text": "hm"}, "origin": {"provider": "local"}}
-    foreign = {"reasoning": {"text": "aha"}, "origin": {"provider": "anthropic"}, "provider_state": "AAAA"}
-    asked = request(own, foreign, {"text": {"text": "a"}}, role="ROLE_ASSISTANT")
-    assert body(asked)["messages"] == [{"role": "assistant", "content": "a"}]
-    assert body(asked, replace(LOCAL, reasoning_echo="reasoning_content"))["messages"] == [
-        {"role": "assistant", "content": "a", "reasoning_content": "hm"}
-    ]
-    assert body(request(foreign, role="ROLE_ASSISTANT"))["messages"] == []
-
-
-def test_refusal_as_text_where_the_wire_has_no_refusals() -> None:
-    asked = request({"refusal": {"text": "no"}}, role="ROLE_ASSISTANT")
-    assert body(asked)["messages"] == [{"role": "assistant", "content": "no"}]
-
-
 def test_huge_numbers_of_options_stay_floats() -> None:
     options = {"local": {"whole": 2.0**53, "huge": 1e300, "below": -1e300}}
     sent = orjson.loads(to_wire(request(provider_options=options), LOCAL).encode())
@@ -393,64 +331,3 @@ def test_dialect_of_a_model_follows_its_features() -> None:
 def test_the_servers_own_name_of_a_model() -> None:
     dialect = Dialect(provider="local", wire_name="deployment-7")
     assert body(request({"text": {"text": "hi"}}), dialect)["model"] == "deployment-7"
-
-
-MARKED = {"prompt_cache_breakpoint": {"mode": "explicit"}}
-CACHING = Dialect(provider="local", cache_points=2, images=True)
-
-
-def conversation(*points: dict[str, Any], **cache: Any) -> ChatRequest:
-    call = {"tool_call": {"call_id": "c", "name": "f", "arguments_json": "{}"}}
-    result = {"tool_result": {"call_id": "c", "parts": [{"text": {"text": "sunny"}}]}}
-    turns = [
-        {"role": "ROLE_USER", "parts": [{"text": {"text": "look"}}, {"image": {"url": "https://x/y.png"}}]},
-        {"role": "ROLE_ASSISTANT", "parts": [call]},
-        {"role": "ROLE_TOOL", "parts": [result]},
-        {"role": "ROLE_USER", "parts": [{"text": {"text": "and now?"}}]},
-    ]
-    fields = {"model": "local/m", "system": "Be brief.", "messages": turns, "cache": {"points": points, **cache}}
-    return ParseDict(fields, ChatRequest())
-
-
-def test_places_of_the_prompt_that_are_kept() -> None:
-    sent = body(conversation({"system": True}, {"message": 0}), CACHING)
-    assert sent["messages"][0]["content"] == [{"type": "text", "text": "Be brief.", **MARKED}]
-    assert sent["messages"][1]["content"] == [
-        {"type": "text", "text": "look"},
-        {"type": "image_url", "image_url": {"url": "https://x/y.png"}, **MARKED},
-    ]
-    assert sent["prompt_cache_options"] == {"mode": "explicit"}
-    result = body(conversation({"message": 2}), CACHING)["messages"][3]
-    assert result == {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "sunny", **MARKED}]}
-
-
-def test_without_places_the_server_goes_on_choosing() -> None:
-    wire = to_wire(conversation(ttl="CACHE_TTL_5M"), CACHING)
-    assert "prompt_cache_options" not in wire.body
-    assert not wire.warnings
-
-
-@pytest.mark.parametrize(
-    ("asked", "told", "marked"),
-    [
-        (conversation({"tools": True}, {"system": True}), ["cache.points[0]"], [0]),
-        # A turn that only calls tools has no content.
-        (conversation({"message": 1}), ["cache.points[0]"], []),
-        (conversation({"message": 3}, {"message": 0}, {"system": True}), ["cache.points[2]"], [1, 4]),
-        (conversation({"message": 3}, {"message": 3}, ttl="CACHE_TTL_1H"), ["cache.ttl"], [4]),
-    ],
-)
-def test_places_that_can_not_be_marked_are_told(asked: ChatRequest, told: list[str], marked: list[int]) -> None:
-    wire = to_wire(asked, CACHING)
-    assert [warning.field for warning in wire.warnings] == told
-    places = [place for place, message in enumerate(wire.body["messages"]) if "prompt_cache" in str(message)]
-    assert places == marked
-    asked.strict = True
-    with pytest.raises(UnsupportedParameter):
-        to_wire(asked, CACHING)
-
-
-def test_a_message_that_is_not_there_can_not_be_kept() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        to_wire(conversation({"message": 9}), CACHING)
-    assert caught.value.violations[0].field == "cache.points[0].message"

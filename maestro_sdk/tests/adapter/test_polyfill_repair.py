@@ -1,29 +1,22 @@
-"""Answers of models that write calls and JSON as text, well and badly: what the caller gets, and what it costs."""
+"""Calls that models write as text, well and badly: what the caller gets, and what it costs."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
 import pytest
-from google.protobuf.json_format import MessageToDict
 
 from maestro.llm.v1.chat_pb2 import (
     ChatEvent,
     ChatRequest,
-    ChatResponse,
     FinishReason,
-    JsonFormat,
-    JsonSchemaFormat,
     Logprobs,
     PartState,
     ReasoningDelta,
-    ResponseFormat,
     TextDelta,
-    ToolCallDelta,
     ToolChoice,
     ToolChoiceMode,
 )
@@ -33,100 +26,17 @@ from maestro.llm.v1.model_pb2 import Feature
 from maestro.llm.v1.usage_pb2 import Cost, Usage
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.adapter.polyfill import Polyfilled
-from maestro_sdk.errors import MaestroError, OutputInvalid, Overloaded, StreamBroken, UnsupportedParameter
+from maestro_sdk.errors import Overloaded, StreamBroken, UnsupportedParameter
 from maestro_sdk.testing.plain_models import TextProvider, plain_model, say
-from maestro_sdk.types import text_of, tool, tool_calls_of, user
+from maestro_sdk.types import text_of, tool_calls_of
 
-STOP = FinishReason.FINISH_REASON_STOP
-LENGTH = FinishReason.FINISH_REASON_LENGTH
-CALLS = FinishReason.FINISH_REASON_TOOL_CALLS
-MALFORMED = FinishReason.FINISH_REASON_MALFORMED
+from .polyfill_asking import CALLS, GOOD, LENGTH, MALFORMED, STOP, ask, with_tools
+
 REQUIRED = ToolChoice(mode=ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED)
-CITY: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = tool("weather", "Tells the weather.", CITY)
-CLOCK = tool("clock", "Tells the time.")
-
-GOOD = '<tool_call>{"name":"weather","arguments":{"city":"Oslo"}}</tool_call>'
 TIME = '<tool_call>{"name":"clock","arguments":{}}</tool_call>'
 WRONG_TOOL = '<tool_call>{"name":"wether","arguments":{"city":"Oslo"}}</tool_call>'
 WRONG_ARGUMENTS = '<tool_call>{"name":"weather","arguments":{"town":"Oslo"}}</tool_call>'
 NO_JSON = '<tool_call>{"name":"weather","arguments":{city}}</tool_call>'
-
-
-def asked(**fields: Any) -> ChatRequest:
-    return ChatRequest(model="plain/model", messages=[user("Weather in Oslo?")], **fields)
-
-
-def with_tools(**fields: Any) -> ChatRequest:
-    return asked(tools=[WEATHER, CLOCK], **fields)
-
-
-def in_form(schema: Any = CITY, **fields: Any) -> ChatRequest:
-    wanted = JsonSchemaFormat(name="city", schema=json.dumps(schema), **fields)
-    return asked(response_format=ResponseFormat(json_schema=wanted))
-
-
-class Seen:
-    """What the caller saw: the events, the answer they make, and the error, one of the two."""
-
-    def __init__(self, batches: Sequence[Sequence[ChatEvent]], error: MaestroError | None, inner: TextProvider) -> None:
-        self.events = [event for batch in batches for event in batch]
-        self.error = error
-        self.inner = inner
-
-    @property
-    def answer(self) -> ChatResponse:
-        if self.error is not None:
-            raise self.error
-        return fold(self.events)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return MessageToDict(self.answer.provider_metadata["maestro"])
-
-    @property
-    def calls(self) -> list[tuple[str, str]]:
-        return [
-            (part.tool_call.name, part.tool_call.arguments_json)
-            for part in self.answer.parts
-            if part.HasField("tool_call")
-        ]
-
-    @property
-    def said_before_repairs(self) -> list[str]:
-        """The last turn of each request to the model but the first: what it was asked to mend."""
-        return [request.messages[-1].parts[-1].text.text for request in self.inner.requests[1:]]
-
-
-async def ask(
-    request: ChatRequest, *answers: str | Sequence[ChatEvent], constrained: bool = False, **settings: Any
-) -> Seen:
-    """Asks by stream and by complete, in pieces of several sizes: all have to come to the same."""
-    seen: list[Seen] = []
-    for size in (1, 4, 1000):
-        inner = TextProvider(*answers, size=size, **settings)
-        batches: list[Sequence[ChatEvent]] = []
-        error: MaestroError | None = None
-        try:
-            async for batch in Polyfilled(inner, constrained).stream(request):
-                assert batch
-                batches.append(batch)
-        except MaestroError as raised:
-            error = raised
-        seen.append(Seen(batches, error, inner))
-        unary = Polyfilled(TextProvider(*answers, size=size, **settings), constrained)
-        if error is None:
-            whole = fold(await unary.complete(request))
-            assert whole.SerializeToString(deterministic=True) == seen[-1].answer.SerializeToString(deterministic=True)
-            assert seen[0].answer == whole
-        else:
-            with pytest.raises(type(error)) as again:
-                await unary.complete(request)
-            assert str(again.value) == str(error) == str(seen[0].error)
-        assert [sent.SerializeToString(deterministic=True) for sent in inner.requests] == [
-            sent.SerializeToString(deterministic=True) for sent in seen[0].inner.requests
-        ]
-    return seen[1]
 
 
 async def test_text_and_calls_become_parts() -> None:
@@ -302,161 +212,6 @@ async def test_a_model_is_stopped_before_it_makes_up_a_result() -> None:
         assert (seen.answer.finish_reason, seen.answer.stop_sequence) == (reason, "")
     seen = await ask(with_tools(stop=["a", "b", "c", "d"]), GOOD, model=model)
     assert seen.inner.requests[0].stop == ["a", "b", "c", "d"]
-
-
-# Structured output
-
-
-def structured(**value: Any) -> str:
-    return json.dumps(value)
-
-
-OSLO = {"name": "weather", "arguments": {"city": "Oslo"}}
-
-
-async def test_structured_output_is_read_as_text_or_calls() -> None:
-    seen = await ask(with_tools(), structured(reply="It rains.\n\U0001f600"), constrained=True)
-    assert (text_of(seen.answer), seen.answer.finish_reason) == ("It rains.\n\U0001f600", STOP)
-    assert [part.polyfilled for part in seen.answer.parts] == [True]
-    assert seen.facts == {"tools": "structured_output", "repairs": 0.0}
-    sent = seen.inner.requests[0]
-    assert "weather" in sent.response_format.json_schema.schema
-    seen = await ask(with_tools(), structured(calls=[OSLO, {"name": "clock"}]), constrained=True)
-    assert seen.calls == [("weather", '{"city": "Oslo"}'), ("clock", "{}")]
-    assert seen.answer.finish_reason == CALLS
-    fragments = [event.tool_call for event in seen.events if event.HasField("tool_call")]
-    assert len(fragments) > 4
-    assert all(fragment.polyfilled for fragment in fragments)
-
-
-async def test_a_server_that_does_not_hold_to_the_schema_is_asked_again() -> None:
-    good = structured(calls=[OSLO])
-    unknown = structured(calls=[{"name": "wether", "arguments": {}}])
-    seen = await ask(with_tools(), "It rains.", unknown, good, constrained=True)
-    assert (seen.calls, seen.facts["repairs"]) == ([("weather", '{"city": "Oslo"}')], 2.0)
-    assert "not a JSON object" in seen.said_before_repairs[0]
-    never = await ask(with_tools(), "a", "b", "c", constrained=True)
-    assert (never.answer.finish_reason, len(never.answer.parts)) == (MALFORMED, 0)
-
-
-async def test_what_has_gone_out_is_not_asked_for_again() -> None:
-    broken = await ask(with_tools(), '{"reply":"It rains', constrained=True)
-    assert (broken.answer.finish_reason, text_of(broken.answer)) == (MALFORMED, "It rains")
-    for said in ('{"calls":[{"name":"weather","arguments":{"city":Oslo}}]}', '{"calls":[{"name":"weather","argu'):
-        bad = await ask(with_tools(), said, constrained=True)
-        assert (bad.answer.finish_reason, bad.facts["repairs"]) == (MALFORMED, 0.0)
-    loose = await ask(with_tools(), structured(calls=[{**OSLO, "arguments": {}}]), constrained=True)
-    assert loose.answer.finish_reason == CALLS
-    assert [warning.code for warning in loose.answer.warnings] == ["tool_arguments_invalid"]
-
-
-async def test_a_reply_may_be_cut_by_a_limit_or_a_stop_text() -> None:
-    cut = await ask(with_tools(), say('{"reply":"It ra', reason=LENGTH), constrained=True)
-    assert (cut.answer.finish_reason, text_of(cut.answer)) == (LENGTH, "It ra")
-    stopped = await ask(with_tools(stop=["in"]), '{"reply":"It ra', constrained=True)
-    assert (stopped.answer.finish_reason, text_of(stopped.answer)) == (STOP, "It ra")
-
-
-# JSON that meets a schema
-
-
-async def test_json_goes_out_once_it_meets_its_schema() -> None:
-    seen = await ask(in_form(max_repairs=2), "Oslo is a city.", '{"town":"Oslo"}', '```json\n{"city": "Oslo"}\n```')
-    assert [event.text for event in seen.events if event.HasField("text")] == [
-        TextDelta(index=0, text='{"city": "Oslo"}', polyfilled=True)
-    ]
-    assert (seen.answer.finish_reason, seen.facts) == (STOP, {"json_schema": "prompt", "repairs": 2.0})
-    assert "$: it is not JSON" in seen.said_before_repairs[0]
-    assert "$: 'city' is a required property" in seen.said_before_repairs[1]
-    assert seen.answer.usage == Usage(input_tokens=30, output_tokens=15)
-    assert '{"type":"object"' in seen.inner.requests[0].system
-    assert not seen.inner.requests[0].HasField("response_format")
-
-
-@pytest.mark.parametrize(("repairs", "asked_for"), [({}, 2), ({"max_repairs": 0}, 1), ({"max_repairs": 3}, 4)])
-async def test_json_that_never_meets_its_schema_is_an_error(repairs: dict[str, int], asked_for: int) -> None:
-    schema = {"type": "object", "properties": {"days": {"items": {"properties": {"high": {"type": "integer"}}}}}}
-    seen = await ask(in_form(schema, **repairs), *['{"days":[{},{"high":"hot"}]}'] * asked_for)
-    assert isinstance(seen.error, OutputInvalid)
-    assert "$.days[1].high: 'hot' is not of type 'integer'" in seen.error.message
-    assert seen.error.metadata == {"violation": "$.days[1].high", "repairs": str(asked_for - 1)}
-    assert len(seen.inner.requests) == asked_for
-    # Nothing that is wrong went out, and the tokens are told.
-    assert [event.WhichOneof("kind") for event in seen.events] == ["started", "usage"]
-    assert seen.events[-1].usage == Usage(input_tokens=10 * asked_for, output_tokens=5 * asked_for)
-
-
-async def test_json_of_any_kind_is_an_object() -> None:
-    request = asked(response_format=ResponseFormat(json=JsonFormat()))
-    seen = await ask(request, "[1]", 'Here you are:\n```json\n{"a": [1, 2]}\n```\nAnything else?')
-    assert text_of(seen.answer) == '{"a": [1, 2]}'
-    assert seen.answer.parts[0].polyfilled
-
-
-@pytest.mark.parametrize("said", ['{"city": "Oslo"}', ' {"city": "Oslo"}\n', '```\n{"city": "Oslo"}```'])
-async def test_fences_and_space_are_stripped(said: str) -> None:
-    assert text_of((await ask(in_form(), said)).answer) == '{"city": "Oslo"}'
-
-
-@pytest.mark.parametrize(
-    "said", ['{"city":1e999}', '{"city":NaN}', '{"city":"\\ud800"}', "[" * 65 + "]" * 65, "[" * 2000]
-)
-async def test_what_only_looks_like_json_is_none(said: str) -> None:
-    seen = await ask(in_form(True, max_repairs=0), said)
-    assert isinstance(seen.error, OutputInvalid)
-
-
-async def test_json_that_was_cut_is_an_error_at_once() -> None:
-    seen = await ask(in_form(), say('{"city": "Os', reason=LENGTH))
-    assert isinstance(seen.error, OutputInvalid)
-    assert "LENGTH" in seen.error.message
-    assert len(seen.inner.requests) == 1
-
-
-async def test_a_refusal_is_no_broken_json() -> None:
-    refusal = ChatEvent(part=Part(index=1, refusal=RefusalPart(text="No.")))
-    seen = await ask(in_form(), say("", before=[refusal]))
-    assert [part.WhichOneof("kind") for part in seen.answer.parts] == ["refusal"]
-    said = say("I can't.", reason=FinishReason.FINISH_REASON_REFUSAL)
-    seen = await ask(in_form(), said)
-    assert (text_of(seen.answer), seen.answer.parts[0].polyfilled) == ("I can't.", False)
-
-
-async def test_a_constrained_server_gets_the_schema_and_is_checked_all_the_same() -> None:
-    seen = await ask(in_form(), '{"city": 7}', '{"city": "Oslo"}', constrained=True)
-    assert seen.inner.requests[0].response_format.json_schema.schema == json.dumps(CITY)
-    assert (text_of(seen.answer), seen.facts["json_schema"]) == ('{"city": "Oslo"}', "structured_output")
-
-
-@pytest.mark.parametrize("constrained", [False, True])
-async def test_with_tools_and_a_form_calls_go_as_calls_and_text_has_the_form(constrained: bool) -> None:
-    request = in_form()
-    request.tools.extend([WEATHER, CLOCK])
-    said = structured(calls=[OSLO]) if constrained else f"One moment.\n{GOOD}"
-    seen = await ask(request, said, constrained=constrained)
-    assert [name for name, _ in seen.calls] == ["weather"]
-    assert text_of(seen.answer) == ""
-    assert [warning.code for warning in seen.answer.warnings] == ([] if constrained else ["text_left_out"])
-    texts = ['{"town":"Oslo"}', '{"city":"Oslo"}']
-    if constrained:
-        texts = [f'{{"reply":{text}}}' for text in texts]
-    seen = await ask(request, *texts, constrained=constrained)
-    assert (text_of(seen.answer), seen.answer.finish_reason) == ('{"city":"Oslo"}', STOP)
-    means = "structured_output" if constrained else "prompt"
-    assert seen.facts == {"tools": means, "json_schema": means, "repairs": 1.0}
-
-
-async def test_native_calls_beside_a_polyfilled_form_stay_native() -> None:
-    model = plain_model("plain/model", Feature.FEATURE_TOOLS, Feature.FEATURE_TOOL_CHOICE)
-    request = in_form()
-    request.tools.append(CLOCK)
-    delta = ToolCallDelta(index=0, call_id="c1", name="clock", arguments_json="{}")
-    said = say("", model=model, before=[ChatEvent(tool_call=delta)])
-    said[-1].finish.reason = CALLS
-    seen = await ask(request, said, model=model)
-    [part] = seen.answer.parts
-    assert (part.tool_call.call_id, part.polyfilled, seen.answer.finish_reason) == ("c1", False, CALLS)
-    assert seen.inner.requests[0].tools == request.tools
 
 
 async def test_log_probabilities_are_warned_about() -> None:

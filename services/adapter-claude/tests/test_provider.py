@@ -6,15 +6,14 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse
+from maestro.llm.v1.chat_pb2 import ChatEvent
 from maestro_adapter_claude.provider import ClaudeProvider
 from maestro_adapter_claude.settings import ClaudeSettings
-from maestro_sdk.adapter.fold import fold
 from maestro_sdk.adapter.provider import Completer, Provider
 from maestro_sdk.errors import (
     MaestroError,
@@ -29,22 +28,9 @@ from maestro_sdk.errors import (
 )
 from maestro_sdk.service.settings import load
 from maestro_sdk.testing import anthropic_messages as wire
+from maestro_sdk.testing.asking import CLOSE, Leave, Way, cancel_call, cancel_stream, close_stream, completed, streamed
 from maestro_sdk.testing.faults import FaultServer, Headers, Sse, Stall, Step, Wait
 from maestro_sdk.testing.wire import Answer, Tokens, ToolCall
-
-CLOSE = 2
-"""Seconds within which a caller's going away has to reach the provider's socket."""
-
-Way = Callable[[ClaudeProvider, ChatRequest], Awaitable[ChatResponse]]
-
-
-async def streamed(provider: ClaudeProvider, request: ChatRequest) -> ChatResponse:
-    return fold([event async for events in provider.stream(request) for event in events])
-
-
-async def completed(provider: ClaudeProvider, request: ChatRequest) -> ChatResponse:
-    return fold(await provider.complete(request))
-
 
 BOTH = pytest.mark.parametrize("way", [streamed, completed])
 
@@ -208,50 +194,18 @@ async def test_nobody_listens(way: Way, ask: Any, provider_at: Any) -> None:
 
 
 @pytest.mark.parametrize("pieces", [0, 2], ids=["before the first token", "within the answer"])
-@pytest.mark.parametrize("how", ["close", "cancel"])
-async def test_leaving_a_stream_closes_the_socket(pieces: int, how: str, ask: Any, provider_at: Any) -> None:
+@pytest.mark.parametrize("leave", [close_stream, cancel_stream])
+async def test_leaving_a_stream_closes_the_socket(pieces: int, leave: Leave, ask: Any, provider_at: Any) -> None:
     async with FaultServer() as server, provider_at(server.url) as provider:
         server.on("POST", wire.PATH, wire.stall_after(pieces))
-        reached = asyncio.Event()
-
-        async def read() -> None:
-            text = ""
-            async for events in provider.stream(ask()):
-                text += "".join(event.text.text for event in events)
-                if text == ("Hello from" if pieces else ""):
-                    reached.set()
-
-        if how == "cancel":
-            task = asyncio.create_task(read())
-            await reached.wait()
-            begun = time.monotonic()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        else:
-            stream = cast("AsyncGenerator[Any]", provider.stream(ask()))
-            await anext(stream)
-            begun = time.monotonic()
-            await stream.aclose()
-        seen = await server.request()
-        await asyncio.wait_for(seen.closed.wait(), CLOSE)
-        assert seen.closed_at is not None
-        assert seen.closed_at - begun < CLOSE
+        assert await leave(server, provider, ask(), "Hello from" if pieces else "") < CLOSE
 
 
 @pytest.mark.parametrize("script", [wire.stall_after(0), wire.slow_first_token(30)], ids=["within", "before"])
 async def test_cancelling_a_unary_call_closes_the_socket(script: Any, ask: Any, provider_at: Any) -> None:
     async with FaultServer() as server, provider_at(server.url) as provider:
         server.on("POST", wire.PATH, script)
-        task = asyncio.create_task(provider.complete(ask()))
-        seen = await server.request()
-        begun = time.monotonic()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await asyncio.wait_for(seen.closed.wait(), CLOSE)
-        assert seen.closed_at is not None
-        assert seen.closed_at - begun < CLOSE
+        assert await cancel_call(server, provider.complete(ask())) < CLOSE
 
 
 async def test_strict_fails_before_the_provider_is_asked(ask: Any, provider_at: Any) -> None:

@@ -1,26 +1,17 @@
-"""Ollama's own wire over real HTTP: each way in which a server can fail, discovery, embeddings, and gRPC before it."""
+"""Ollama's own wire over real HTTP: each way in which a server can fail, embeddings, and gRPC before it."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import grpc
-import orjson
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, FinishReason
+from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, FinishReason
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro.llm.v1.embedding_pb2 import EmbedRequest
-from maestro.llm.v1.model_pb2 import Feature, Model
-from maestro_adapter_local.models import BASIC_FEATURES, Knowledge
-from maestro_adapter_local.ollama.discovery import Tag, read_show, read_tags
-from maestro_adapter_local.ollama.provider import OllamaServer
-from maestro_adapter_local.settings import ServerSettings
 from maestro_sdk.adapter.fold import fold
 from maestro_sdk.adapter.servicer import ChatServicer
 from maestro_sdk.errors import (
@@ -36,51 +27,19 @@ from maestro_sdk.errors import (
     from_rpc_error,
 )
 from maestro_sdk.testing import ollama_chat as wire
-from maestro_sdk.testing.faults import FaultServer, Headers, Seen, SendJson, Stall, Step, Wait
+from maestro_sdk.testing.asking import CLOSE, Leave, Way, cancel_call, cancel_stream, close_stream, completed, streamed
+from maestro_sdk.testing.faults import FaultServer, Headers, Seen, SendJson, Step, Wait
 from maestro_sdk.testing.servers import Aimock, serve
 from maestro_sdk.testing.wire import Answer, Tokens, ToolCall
 
-CLOSE = 2
-"""Seconds within which a caller's going away has to reach the server's socket."""
-SHOWN = {
-    "details": {"family": "qwen3", "families": ["qwen3"]},
-    "model_info": {"general.architecture": "qwen3", "qwen3.context_length": 40960, "qwen3.block_count": 36},
-    "capabilities": ["completion", "tools", "thinking"],
-}
-TAGS = {"models": [{"name": "qwen3:8b", "model": "qwen3:8b", "digest": "d1", "details": {"family": "qwen3"}}]}
-
-Way = Callable[[OllamaServer, ChatRequest], Awaitable[ChatResponse]]
-
-
-async def streamed(provider: OllamaServer, request: ChatRequest) -> ChatResponse:
-    return fold([event async for events in provider.stream(request) for event in events])
-
-
-async def completed(provider: OllamaServer, request: ChatRequest) -> ChatResponse:
-    return fold(await provider.complete(request))
-
+from .ollama_box import SHOWN, TAGS, ollama
 
 BOTH = pytest.mark.parametrize("way", [streamed, completed])
-
-
-@asynccontextmanager
-async def ollama(url: str, **settings: Any) -> AsyncGenerator[OllamaServer]:
-    """The provider for a server at `url`, closed at the end."""
-    read = ServerSettings.model_validate({"name": "box", "base_url": url, "api": "ollama", **settings})
-    provider = OllamaServer(read, Knowledge(read), {"authorization": "Bearer sk-local"})
-    try:
-        yield provider
-    finally:
-        await provider.close()
 
 
 def ask(text: str = "hi", model: str = "local/qwen3:8b", **fields: Any) -> ChatRequest:
     turn = {"role": "ROLE_USER", "parts": [{"text": {"text": text}}]}
     return ParseDict({"model": model, "messages": [turn], **fields}, ChatRequest())
-
-
-def named(model: Model) -> set[str]:
-    return {Feature.Name(entry.feature).removeprefix("FEATURE_") for entry in model.features}
 
 
 @BOTH
@@ -232,46 +191,17 @@ async def test_strict_fails_before_the_server_is_asked(way: Way) -> None:
 
 
 @pytest.mark.parametrize("pieces", [0, 2], ids=["before the first token", "within the answer"])
-@pytest.mark.parametrize("how", ["close", "cancel"])
-async def test_leaving_a_stream_closes_the_socket(pieces: int, how: str) -> None:
+@pytest.mark.parametrize("leave", [close_stream, cancel_stream])
+async def test_leaving_a_stream_closes_the_socket(pieces: int, leave: Leave) -> None:
     async with FaultServer() as server, ollama(server.url) as provider:
         server.on("POST", wire.PATH, wire.stall_after(pieces))
-        reached = asyncio.Event()
-
-        async def read() -> None:
-            text = ""
-            async for events in provider.stream(ask()):
-                text += "".join(event.text.text for event in events)
-                if text == ("Hello from" if pieces else ""):
-                    reached.set()
-
-        if how == "cancel":
-            task = asyncio.create_task(read())
-            await reached.wait()
-            begun = time.monotonic()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        else:
-            stream = cast("AsyncGenerator[Any]", provider.stream(ask()))
-            await anext(stream)
-            begun = time.monotonic()
-            await stream.aclose()
-        seen = await server.request()
-        await asyncio.wait_for(seen.closed.wait(), CLOSE)
-        assert seen.closed_at is not None
-        assert seen.closed_at - begun < CLOSE
+        assert await leave(server, provider, ask(), "Hello from" if pieces else "") < CLOSE
 
 
 async def test_cancelling_a_unary_call_closes_the_socket() -> None:
     async with FaultServer() as server, ollama(server.url) as provider:
         server.on("POST", wire.PATH, wire.slow_first_token(30))
-        task = asyncio.create_task(provider.complete(ask()))
-        seen = await server.request()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await asyncio.wait_for(seen.closed.wait(), CLOSE)
+        assert await cancel_call(server, provider.complete(ask())) < CLOSE
 
 
 async def test_over_grpc() -> None:
@@ -301,105 +231,6 @@ async def test_over_grpc() -> None:
             assert (await call.read()).events[0].HasField("started")
             call.cancel()
             await asyncio.wait_for((await server.request(len(server.requests) - 1)).closed.wait(), CLOSE)
-
-
-async def test_discovery_asks_for_each_model_once() -> None:
-    name = "nomic-embed-text:latest"
-    other: dict[str, Any] = {"name": name, "digest": "d2", "details": {"family": "nomic-bert"}}
-    shown = {"qwen3:8b": SHOWN, name: {"capabilities": ["embedding"], "model_info": {}}}
-
-    def show(seen: Seen) -> list[Step]:
-        return [SendJson(shown[seen.json()["model"]])]
-
-    async with FaultServer() as server, ollama(server.url) as provider:
-        server.on("GET", "/api/tags", SendJson({"models": [*TAGS["models"], other]}))
-        server.on("POST", "/api/show", show)
-        found = {model.name: model for model in await provider.refresh()}
-        await provider.refresh()
-        assert len([seen for seen in server.requests if seen.path == "/api/show"]) == 2
-    qwen = found["qwen3:8b"]
-    assert named(qwen) == {*BASIC_FEATURES, "JSON_SCHEMA", "LOGPROBS", "TOOLS", "PARALLEL_TOOLS", "REASONING"}
-    assert (qwen.id, qwen.family, qwen.context_window) == ("local/qwen3:8b", "qwen3", 40960)
-    assert not qwen.HasField("price")
-    assert named(found[name]) == {"EMBEDDINGS"}
-
-
-async def test_a_changed_model_is_shown_anew_and_one_that_is_not_shown_has_the_basics() -> None:
-    async with FaultServer() as server, ollama(server.url, list_timeout="200ms") as provider:
-        server.on("GET", "/api/tags", SendJson(TAGS))
-        server.on("GET", "/api/tags", SendJson({"models": [{**TAGS["models"][0], "digest": "d9"}]}))
-        server.on("POST", "/api/show", Headers(500), SendJson({"error": "oops"}))
-        server.on("POST", "/api/show", Stall())
-        server.on("POST", "/api/show", SendJson(SHOWN))
-        for _ in range(2):
-            (model,) = await provider.refresh()
-            assert named(model) == set(BASIC_FEATURES)
-        (model,) = await provider.refresh()
-        assert "TOOLS" in named(model)
-
-
-async def test_many_models_that_are_not_shown_do_not_hold_up_the_list() -> None:
-    tags = [{"name": f"m{number:02}", "digest": str(number)} for number in range(40)]
-    async with FaultServer() as server, ollama(server.url, list_timeout="100ms") as provider:
-        server.on("GET", "/api/tags", SendJson({"models": tags}))
-        server.on("POST", "/api/show", Stall())
-        begun = time.monotonic()
-        models = await provider.refresh()
-        assert time.monotonic() - begun < 0.9, "not ten times the timeout"
-    assert len(models) == 40
-    assert all(named(model) == set(BASIC_FEATURES) for model in models)
-
-
-@pytest.mark.parametrize(
-    ("shown", "num_ctx", "window"),
-    [
-        ({}, None, None),
-        ({}, 2048, 2048),
-        ({"model_info": {"x.context_length": 4096}}, None, 4096),
-        ({"model_info": {"x.context_length": 4096}}, 2048, 2048),
-        ({"model_info": {"x.context_length": 4096}}, 8192, 4096),
-        ({"model_info": {"x.context_length": 4096}, "parameters": 'stop "</s>"\nnum_ctx    1024'}, None, 1024),
-        ({"model_info": {"x.context_length": "many"}, "parameters": 7}, None, None),
-    ],
-)
-def test_windows(shown: dict[str, Any], num_ctx: int | None, window: int | None) -> None:
-    served = read_show(orjson.dumps({"details": {}, **shown}), Tag("m", "", ""), num_ctx)
-    assert served.context_window == window
-    assert served.features is None
-
-
-@pytest.mark.parametrize(
-    ("shown", "features", "levels"),
-    [
-        (b'{"capabilities": ["completion"]}', {*BASIC_FEATURES, "JSON_SCHEMA", "LOGPROBS", "PREFILL"}, False),
-        (
-            b'{"capabilities": ["completion", "thinking"]}',
-            {*BASIC_FEATURES, "JSON_SCHEMA", "LOGPROBS", "REASONING"},
-            False,
-        ),
-        (b'{"capabilities": ["completion"], "remote_host": "https://ollama.com"}', set(BASIC_FEATURES), False),
-        (b'{"capabilities": ["completion", "insert", "vision"], "details": {"family": "gptoss"}}', None, True),
-        (b'{"capabilities": ["embedding"]}', {"EMBEDDINGS"}, False),
-        (b'{"capabilities": ["new", 7]}', set[str](), False),
-    ],
-)
-def test_capabilities(shown: bytes, features: set[str] | None, levels: bool) -> None:
-    served = read_show(shown, Tag("m", "", ""))
-    assert set(served.features or ()) == (
-        {*BASIC_FEATURES, *("JSON_SCHEMA", "LOGPROBS", "VISION", "PREFILL")} if features is None else features
-    )
-    assert served.think_levels is levels
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"models": {}}', b"<html>"])
-def test_a_list_that_is_none_is_refused(body: bytes) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        read_tags(body)
-
-
-def test_odd_entries_of_a_list_are_passed_over() -> None:
-    body = b'{"models": [{"name": "b"}, {"name": ""}, {"x": 1}, 7, {"model": "a", "digest": 7, "details": []}]}'
-    assert read_tags(body) == [Tag("a", "", ""), Tag("b", "", "")]
 
 
 async def test_embeddings() -> None:

@@ -11,21 +11,17 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import openai as sdk
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from maestro.llm.v1.batch_pb2 import BatchHeader, BatchItem, BatchState
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, FinishReason
+from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
 from maestro.llm.v1.file_pb2 import FileHeader, FilePurpose
-from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_openai.azure import AzureProvider
 from maestro_adapter_openai.models import azure_models
-from maestro_adapter_openai.settings import OpenAISettings
 from maestro_adapter_openai.translate import AZURE, Stream, to_error, to_wire
 from maestro_sdk.adapter.fold import fold
-from maestro_sdk.adapter.models import is_unknown, supports
 from maestro_sdk.errors import (
     ContentPolicy,
     InvalidRequest,
@@ -41,11 +37,12 @@ from maestro_sdk.errors import (
     UpstreamError,
 )
 from maestro_sdk.testing import openai_auxiliary, openai_chat
-from maestro_sdk.testing.faults import FaultServer, Headers, Reply, Send, SendJson
+from maestro_sdk.testing.faults import FaultServer, Headers, Reply, SendJson
 from maestro_sdk.testing.golden import check, plain
 from maestro_sdk.testing.openai_auxiliary import OpenAIAuxiliary
-from maestro_sdk.testing.servers import Aimock
 from maestro_sdk.testing.wire import Tokens
+
+from .asking import ask_azure, both, call
 
 GOLDEN = Path(__file__).with_name("golden") / "azure"
 CHAT = "/openai/deployments/*"
@@ -54,27 +51,13 @@ REQUESTS = sorted(path.name.removesuffix(".request.json") for path in GOLDEN.glo
 At = Callable[..., AzureProvider]
 
 
-def ask(text: str = "hello", model: str = "azure/gpt-4.1", **fields: Any) -> ChatRequest:
-    message = {"role": "ROLE_USER", "parts": [{"text": {"text": text}}]}
-    return ParseDict({"model": model, "messages": [message], **fields}, ChatRequest())
-
-
-async def call(provider: AzureProvider, request: ChatRequest, mode: str = "stream") -> list[ChatEvent]:
-    if mode == "complete":
-        return list(await provider.complete(request))
-    return [event async for batch in provider.stream(request) for event in batch]
-
-
-both = pytest.mark.parametrize("mode", ["stream", "complete"])
-
-
 # --- the wire ---------------------------------------------------------------------------------------------------------
 
 
 @both
 async def test_a_model_is_its_deployment(server: FaultServer, azure: AzureProvider, mode: str) -> None:
     server.on("POST", CHAT, openai_chat.text(tokens=Tokens(input=12, output=5, cache_read=8)))
-    response = fold(await call(azure, ask(), mode))
+    response = fold(await call(azure, ask_azure(), mode))
     assert (response.provider, response.model, response.usage.cache_read_tokens) == ("azure", "gpt-4.1", 8)
     seen = server.requests[0]
     assert seen.path == "/openai/deployments/my%2041/chat/completions"
@@ -126,11 +109,12 @@ async def test_headers_of_the_answer_are_facts(server: FaultServer, azure: Azure
         return [Headers(200, {**told, "content-type": kind}), *steps]
 
     server.on("POST", CHAT, reply)
-    facts = fold(await call(azure, ask(), mode)).provider_metadata["azure"]
+    facts = fold(await call(azure, ask_azure(), mode)).provider_metadata["azure"]
     assert (facts["region"], facts["apim_request_id"], facts["request_id"]) == ("Sweden Central", "apim-1", "req-1")
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
+
 
 FILTERED = {
     "error": {
@@ -213,7 +197,7 @@ async def test_every_way_to_fail(
 ) -> None:
     server.on("POST", CHAT, reply)
     with pytest.raises(expected) as caught:
-        await call(azure, ask(), mode)
+        await call(azure, ask_azure(), mode)
     assert (caught.value.metadata["provider"], caught.value.metadata["model"]) == ("azure", "gpt-4.1")
     if expected is RateLimited:
         assert caught.value.retry_after == 0.25
@@ -253,8 +237,8 @@ async def test_tokens_are_asked_for_each_call(
     server.on("POST", CHAT, openai_chat.text())
     provider = azure_at(token_provider=f"acme_identity:{name}")
     assert await provider.check() == ""
-    await call(provider, ask())
-    await call(provider, ask(), "complete")
+    await call(provider, ask_azure())
+    await call(provider, ask_azure(), "complete")
     OpenAIAuxiliary(server, openai_auxiliary.AZURE)
     header = FileHeader(filename="a.jsonl", purpose=FilePurpose.FILE_PURPOSE_JOB_INPUT)
     await provider.upload_file(header, io.BytesIO(b"{}"))
@@ -273,7 +257,7 @@ async def test_a_token_provider_that_fails(
 ) -> None:
     provider = azure_at(token_provider=f"acme_identity:{name}")
     with pytest.raises(ProviderAuth) as caught:
-        await call(provider, ask())
+        await call(provider, ask_azure())
     assert "secret-in-message" not in caught.value.message
     assert caught.value.metadata["provider"] == "azure"
     assert not server.requests
@@ -296,81 +280,10 @@ async def test_what_is_missing_is_said_and_refuses_every_call(
     provider = azure_at(**fields)
     assert said in await provider.check()
     with pytest.raises(ProviderAuth):
-        await call(provider, ask())
+        await call(provider, ask_azure())
     with pytest.raises(ProviderAuth):
         await provider.get_file("file-1")
     await provider.close()
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
-
-
-async def test_only_deployed_models_are_on_offer(azure: AzureProvider) -> None:
-    found = {model.name: model for model in await azure.models()}
-    assert sorted(found) == ["gpt-4.1", "gpt-5.1", "mystery", "text-embedding-3-small"]
-    assert found["gpt-4.1"].id == "azure/gpt-4.1"
-    assert found["gpt-4.1"].context_window == 1_047_576
-    assert supports(found["gpt-4.1"], Feature.FEATURE_TOOLS)
-    # What Azure charges, and until when, is its own affair.
-    assert not any(model.HasField("price") or model.retires for model in found.values())
-    assert {name for name, model in found.items() if supports(model, Feature.FEATURE_BATCH)} == {"gpt-4.1"}
-    assert not any(supports(model, Feature.FEATURE_DOCUMENTS) for model in found.values())
-    assert is_unknown(found["mystery"])
-    assert not supports(found["mystery"], Feature.FEATURE_TOOLS)
-
-
-def test_an_operator_tells_prices() -> None:
-    price = {"from": "2026-01-01", "input": "2.20", "output": "8.80"}
-    own = [{"name": "gpt-4.1", "prices": [price], "context_window": 5}]
-    found = azure_models({"gpt-4.1": "a", "o3": "b"}, {}, own)
-    assert (found["gpt-4.1"].model.price.input, found["gpt-4.1"].model.context_window) == ("2.20", 5)
-    assert not found["o3"].model.HasField("price")
-    assert found["o3"].dialect is not None
-    assert found["o3"].dialect.efforts["max"] == "high"
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("https://r.openai.azure.com/", "https://r.openai.azure.com"),
-        ("https://r.openai.azure.com/openai", "https://r.openai.azure.com"),
-        ("https://r.openai.azure.com/openai/v1/", "https://r.openai.azure.com"),
-        (
-            "https://r.openai.azure.com/openai/deployments/x/chat/completions?api-version=2024-10-21",
-            "https://r.openai.azure.com",
-        ),
-        ("https://gateway.example.org/team/openai", "https://gateway.example.org/team"),
-        ("https://gateway.example.org/openai-team", "https://gateway.example.org/openai-team"),
-    ],
-)
-def test_an_endpoint_may_be_any_address_that_the_portal_shows(given: str, kept: str) -> None:
-    assert OpenAISettings.model_validate({"azure": {"endpoint": given}}).azure.endpoint == kept
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"models": [{"name": "gpt-4o"}]}, "models: gpt-4o has no deployment"),
-        ({"batch_deployments": {"gpt-4o": "x"}}, "batch_deployments: gpt-4o has no deployment"),
-        ({"endpoint": "my-resource"}, "an http or https address"),
-        ({"endpoint": "https://"}, "an http or https address"),
-        ({"endpoint": "https://a b"}, "an http or https address"),
-        ({"endpoint": "https://host?api-version=1"}, "end with its path"),
-        ({"endpoint": "https://me:key@host"}, "never stand in the file"),
-        ({"models": [{"name": "gpt-4.1", "prices": 5}]}, "model gpt-4.1: prices is not a list"),
-        ({"models": [{"name": "gpt-4.1", "native": "TOOLS"}]}, "model gpt-4.1: native is not a list"),
-        ({"models": [{"name": "gpt-4.1", "context_window": "much"}]}, "context_window is 'much'"),
-        (
-            {"deployments": {"text-embedding-3-small": "a"}, "batch_deployments": {"text-embedding-3-small": "b"}},
-            "text-embedding-3-small makes embeddings",
-        ),
-        ({"deployments": {"gpt-4o": ""}}, "at least 1 character"),
-        ({"token_provider": "print"}, "String should match"),
-    ],
-)
-def test_wrong_settings(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        OpenAISettings.model_validate({"azure": {"deployments": {"gpt-4.1": "a"}, **fields}})
 
 
 # --- embeddings, files, batches ---------------------------------------------------------------------------------------
@@ -394,7 +307,7 @@ async def test_files_and_batches(server: FaultServer, azure: AzureProvider) -> N
     assert (file.purpose, file.provider) == (FilePurpose.FILE_PURPOSE_CONTENT, "azure")
 
     async def items() -> AsyncIterator[BatchItem]:
-        yield BatchItem(item_id="a", chat=ask())
+        yield BatchItem(item_id="a", chat=ask_azure())
 
     begun = await azure.create_batch(BatchHeader(model="azure/gpt-4.1"), items())
     stored = account.batches[begun.batch_id]
@@ -414,80 +327,8 @@ async def test_files_and_batches(server: FaultServer, azure: AzureProvider) -> N
 
 async def test_models_without_a_deployment_of_a_batch_type(server: FaultServer, azure: AzureProvider) -> None:
     async def items() -> AsyncIterator[BatchItem]:
-        yield BatchItem(item_id="a", chat=ask(model="azure/gpt-5.1"))
+        yield BatchItem(item_id="a", chat=ask_azure(model="azure/gpt-5.1"))
 
     with pytest.raises(UnsupportedParameter, match="takes no batches"):
         await azure.create_batch(BatchHeader(model="azure/gpt-5.1"), items())
     assert not server.requests
-
-
-# --- the SDK as a judge -----------------------------------------------------------------------------------------------
-
-
-async def test_the_sdk_would_send_the_same(server: FaultServer, azure: AzureProvider) -> None:
-    """URL, key and body of chat and embeddings, streamed or not, are those of `AsyncAzureOpenAI`."""
-    server.on("POST", "/openai/deployments/*/chat/completions", openai_chat.text())
-    OpenAIAuxiliary(server, openai_auxiliary.AZURE)
-    await call(azure, ask())
-    await call(azure, ask(), "complete")
-    await azure.embed(EmbedRequest(model="azure/text-embedding-3-small", inputs=[EmbedInput(text="x")]))
-    client = sdk.AsyncAzureOpenAI(
-        azure_endpoint=server.url, api_key="sk-test", api_version="2025-04-01-preview", max_retries=0
-    )
-    async with client:
-        turn: Any = [{"role": "user", "content": "hello"}]
-        stream = await client.chat.completions.create(
-            model="my 41", messages=turn, stream=True, stream_options={"include_usage": True}
-        )
-        assert [chunk async for chunk in stream]
-        await client.chat.completions.create(model="my 41", messages=turn)
-        await client.embeddings.create(model="vectors", input=["x"])
-    ours, theirs = server.requests[:3], server.requests[3:]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert (mine.path, mine.query, mine.json()) == (other.path, other.query, other.json())
-        assert mine.headers["api-key"] == other.headers["api-key"]
-
-
-@pytest.mark.parametrize("name", STREAMS)
-async def test_same_as_the_sdk(server: FaultServer, name: str) -> None:
-    data = (GOLDEN / f"{name}.sse").read_bytes()
-    server.on("POST", CHAT, Headers(200, {"content-type": "text/event-stream"}), Send(data))
-    client = sdk.AsyncAzureOpenAI(azure_endpoint=server.url, api_key="k", api_version="v", max_retries=0)
-    async with client:
-        stream = await client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "x"}], stream=True
-        )
-        chunks = [chunk async for chunk in stream]
-    mine = Stream(AZURE, "gpt-4.1")
-    response = fold([*mine.feed(data), *mine.end()])
-    choices = [choice for chunk in chunks for choice in chunk.choices]
-    text = "".join(choice.delta.content or "" for choice in choices if choice.delta)
-    assert "".join(part.text.text for part in response.parts) == text
-    assert response.raw_reason == next(choice.finish_reason for choice in choices if choice.finish_reason)
-    filtered = response.finish_reason == FinishReason.FINISH_REASON_CONTENT_FILTER
-    assert filtered == (response.raw_reason == "content_filter")
-    told: Any = [(chunk.model_extra or {}).get("prompt_filter_results") for chunk in chunks]
-    first = next(entry for entry in told if entry)
-    kept: Any = MessageToDict(response)["providerMetadata"]["azure"]["prompt_filter_results"]
-    assert kept == first
-
-
-async def test_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another hand's emulator takes the same URLs and answers in the same shapes."""
-    fixtures = [
-        {"match": {"userMessage": "hello"}, "response": {"content": "Hello from a deployment."}},
-        {"match": {"inputText": "x"}, "response": {"embedding": [0.5, -0.25]}},
-    ]
-    async with Aimock(fixtures) as emulator:
-        fields = {
-            "endpoint": emulator.url,
-            "api_key": {"env": "ADAPTER_TEST_KEY"},
-            "deployments": {"gpt-4.1": "my-41", "text-embedding-3-small": "vectors"},
-        }
-        provider = AzureProvider.from_settings(OpenAISettings.model_validate({"azure": fields}))
-        for mode in ("stream", "complete"):
-            assert fold(await call(provider, ask(), mode)).parts[0].text.text == "Hello from a deployment."
-        inputs = [EmbedInput(text="x")]
-        answer = await provider.embed(EmbedRequest(model="azure/text-embedding-3-small", inputs=inputs))
-        assert list(answer.embeddings[0].values) == [0.5, -0.25]
-        await provider.close()

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import ParseDict
 
 from maestro.llm.v1.batch_pb2 import (
     BatchHeader,
@@ -19,7 +18,7 @@ from maestro.llm.v1.batch_pb2 import (
     BatchState,
     ListBatchesRequest,
 )
-from maestro.llm.v1.chat_pb2 import ChatRequest, FinishReason
+from maestro.llm.v1.chat_pb2 import FinishReason
 from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
 from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.file_pb2 import FilePurpose
@@ -32,13 +31,10 @@ from maestro_sdk.testing.faults import FaultServer, SendJson
 from maestro_sdk.testing.golden import check
 from maestro_sdk.testing.openai_auxiliary import OpenAIAuxiliary
 
+from .asking import ask
+
 GOLDEN = Path(__file__).with_name("golden")
 NEVER = 1e9
-
-
-def ask(text: str = "hello", model: str = "openai/gpt-4.1", **fields: Any) -> ChatRequest:
-    message = {"role": "ROLE_USER", "parts": [{"text": {"text": text}}]}
-    return ParseDict({"model": model, "messages": [message], **fields}, ChatRequest())
 
 
 def chat(item_id: str, text: str = "hello", **fields: Any) -> BatchItem:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
-from typing import Any, cast
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
-from google.protobuf.json_format import ParseDict
 
-from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, FinishReason
+from maestro.llm.v1.chat_pb2 import ChatResponse, FinishReason
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_adapter_openai.provider import OpenAIProvider
 from maestro_adapter_openai.settings import OpenAISettings
@@ -31,27 +29,14 @@ from maestro_sdk.errors import (
 )
 from maestro_sdk.service.settings import Secret
 from maestro_sdk.testing import openai_chat as scripts
+from maestro_sdk.testing.asking import CLOSE, cancel_call, close_stream
 from maestro_sdk.testing.faults import FaultServer, Headers, Reply, Seen, Send, Stall, Step
 from maestro_sdk.testing.servers import Aimock, free_port
 from maestro_sdk.testing.wire import Answer, Tokens, ToolCall
 
+from .asking import ask, both, call
+
 WEATHER = {"name": "get_weather", "input_schema": '{"type":"object","properties":{"city":{"type":"string"}}}'}
-
-
-def ask(text: str = "hello", **fields: Any) -> ChatRequest:
-    message = {"role": "ROLE_USER", "parts": [{"text": {"text": text}}]}
-    return ParseDict({"model": "openai/gpt-4.1", "messages": [message], **fields}, ChatRequest())
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ADAPTER_TEST_KEY", "sk-test")
 
 
 def connect(base_url: str, **settings: Any) -> OpenAIProvider:
@@ -65,19 +50,6 @@ async def provider(server: FaultServer) -> AsyncIterator[OpenAIProvider]:
     made = connect(f"{server.url}/v1", organization="org-1", project="proj-1", connect_timeout=2, read_timeout=0.5)
     yield made
     await made.close()
-
-
-def streaming(provider: OpenAIProvider, request: ChatRequest) -> AsyncGenerator[Sequence[ChatEvent]]:
-    return cast("AsyncGenerator[Sequence[ChatEvent]]", provider.stream(request))
-
-
-async def call(provider: OpenAIProvider, request: ChatRequest, mode: str) -> list[ChatEvent]:
-    if mode == "complete":
-        return list(await provider.complete(request))
-    return [event for batch in [batch async for batch in provider.stream(request)] for event in batch]
-
-
-both = pytest.mark.parametrize("mode", ["stream", "complete"])
 
 
 @both
@@ -229,28 +201,13 @@ async def test_a_finished_stream_does_not_wait_for_its_end(server: FaultServer, 
 @pytest.mark.parametrize("pieces", [0, 2])
 async def test_closing_the_stream_closes_the_socket(server: FaultServer, provider: OpenAIProvider, pieces: int) -> None:
     server.on("POST", scripts.PATH, scripts.stall_after(pieces))
-    async with aclosing(streaming(provider, ask())) as batches:
-        first = await anext(batches)
-        assert first[0].WhichOneof("kind") == "started"
-        seen = await server.request()
-        left = time.monotonic()
-    await asyncio.wait_for(seen.closed.wait(), 5)
-    assert seen.closed_at is not None
-    assert seen.closed_at - left < 2
+    assert await close_stream(server, provider, ask(), "Hello from" if pieces else "") < CLOSE
 
 
 @both
 async def test_cancelling_closes_the_socket(server: FaultServer, provider: OpenAIProvider, mode: str) -> None:
     server.on("POST", scripts.PATH, lambda _: (Stall(),))
-    task = asyncio.create_task(call(provider, ask(), mode))
-    seen = await server.request()
-    task.cancel()
-    left = time.monotonic()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.wait_for(seen.closed.wait(), 5)
-    assert seen.closed_at is not None
-    assert seen.closed_at - left < 2
+    assert await cancel_call(server, call(provider, ask(), mode)) < CLOSE
 
 
 # --- an emulator of the provider --------------------------------------------------------------------------------------

@@ -31,21 +31,25 @@ from maestro_gateway.anthropic.service import AnthropicService
 from maestro_gateway.chat_service import ChatService
 from maestro_gateway.events import Feeds
 from maestro_gateway.events.service import SUBSCRIBE, EventService
-from maestro_gateway.http_service import HttpService
+from maestro_gateway.http_service import HttpService, Natives
 from maestro_gateway.identity import Keys
 from maestro_gateway.identity.door import authenticator
 from maestro_gateway.identity.keys import configured
+from maestro_gateway.identity.ring import KeyRing
 from maestro_gateway.identity.sittings import Sittings
-from maestro_gateway.jobs import JobRest, JobService
+from maestro_gateway.jobs import JobService
 from maestro_gateway.jobs.places import Places
 from maestro_gateway.jobs.states import Board, States
 from maestro_gateway.jobs.streams import Streams
+from maestro_gateway.key_service import KeyService
 from maestro_gateway.ledger import Ledger, Usage
 from maestro_gateway.limits import Limiter
 from maestro_gateway.mesh import Mesh
 from maestro_gateway.model_service import ModelService
 from maestro_gateway.openai.service import OpenAIService
 from maestro_gateway.records import Records
+from maestro_gateway.usage_service import UsageService
+from maestro_gateway.webhooks.service import WebhookService
 from maestro_gateway.websocket import SocketServer
 from maestro_sdk.adapter.servicer import ChatServicer
 from maestro_sdk.mesh.backends import Backends
@@ -53,7 +57,7 @@ from maestro_sdk.mesh.dispatch import Dispatcher
 from maestro_sdk.mesh.local import LocalState
 from maestro_sdk.mesh.table import Table, compile_table
 from maestro_sdk.service.channel import open_channel
-from maestro_sdk.service.events import EventReader
+from maestro_sdk.service.event_reader import EventReader
 from maestro_sdk.service.interceptors import MeshInterceptor
 from maestro_sdk.service.jobs import JobsConfig
 from maestro_sdk.testing import tables
@@ -263,9 +267,9 @@ async def _running(
         sockets = SocketServer(mesh, keys, feeds, "127.0.0.1:0", max_body=100_000, ping=ping)
         await sockets.open()
         nowhere = "nats://127.0.0.1:1"
-        rest = HttpService(
-            mesh, Records(reader), Usage(Ledger(nowhere)), jobs_on(nowhere, mesh), max_body=100_000, ping=ping
-        )
+        usage = Usage(Ledger(nowhere))
+        natives = natives_on(nowhere, mesh, keys, usage)
+        rest = HttpService(mesh, Records(reader), usage, natives, max_body=100_000, ping=ping)
         interceptor = MeshInterceptor(authenticate=authenticator(keys), endless=(SUBSCRIBE,))
         address = await stack.enter_async_context(
             serve(
@@ -290,13 +294,22 @@ async def _running(
             await channels.close()
 
 
-def jobs_on(nats_url: str, mesh: Mesh) -> JobRest:
-    """Jobs over HTTP without anybody who runs them."""
+def natives_on(nats_url: str, mesh: Mesh, keys: Keys, usage: Usage) -> Natives:
+    """What HTTP asks of gRPC's services: jobs without anybody who runs them, no audit, budgets or webhooks."""
+    nobody: Any = None
+    ring = KeyRing(nats_url, Path("keys.json"), keys)
+    return Natives(
+        jobs_on(nats_url, mesh), KeyService(ring), UsageService(usage, nobody, nobody), WebhookService(nobody)
+    )
+
+
+def jobs_on(nats_url: str, mesh: Mesh) -> JobService:
+    """Jobs without anybody who runs them."""
     streams = Streams(nats_url)
     states = States(streams)
     board = Board(streams, states)
     places = Places(streams, states, board, lambda tenant: None)
-    return JobRest(JobService(mesh, streams, states, board, places, JobsConfig(), None))
+    return JobService(mesh, streams, states, board, places, JobsConfig(), None)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from maestro_sdk.errors import MaestroError, NoBackend
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher
 from maestro_sdk.mesh.table import compile_table
-from maestro_sdk.service.events import EventPublisher
+from maestro_sdk.service.event_publisher import EventPublisher
 from maestro_sdk.service.interceptors import MeshInterceptor
 from maestro_sdk.service.limits import LimitsConfig
 from maestro_sdk.service.settings import load

@@ -20,7 +20,9 @@ from maestro_gateway.events.server_sent import EventResponse
 from maestro_gateway.identity import Principal
 from maestro_gateway.identity.secret import digest
 from maestro_sdk.errors import InvalidRequest, PermissionDenied, from_rpc_error
-from maestro_sdk.service.events import MESH, EventPublisher, EventReader, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader
+from maestro_sdk.service.events import MESH, new_event
 from maestro_sdk.testing.scripted import ScriptedProvider
 
 from .conftest import ADMIN_KEY, KEY, OPERATOR_KEY, OTHER_KEY, Gateway, Start, metadata

@@ -14,7 +14,9 @@ from maestro_gateway.events import Feeds, Query
 from maestro_gateway.events.entry import Entry
 from maestro_gateway.events.feed import MOST, SIZE, Feed, Follower, Gap
 from maestro_sdk.service.bus import STREAM
-from maestro_sdk.service.events import EventPublisher, EventReader, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader
+from maestro_sdk.service.events import new_event
 from maestro_sdk.service.stream_page import read_page
 from maestro_sdk.testing.nats import NatsServer
 

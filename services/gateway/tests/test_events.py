@@ -19,7 +19,9 @@ from maestro_gateway.events.feed import Gap
 from maestro_gateway.events.query import read_parameters
 from maestro_gateway.events.socket import EventSocket
 from maestro_sdk.errors import InvalidRequest
-from maestro_sdk.service.events import EventPublisher, EventReader, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader
+from maestro_sdk.service.events import new_event
 from maestro_sdk.testing.scripted import ScriptedProvider
 
 from .conftest import OTHER_KEY, Gateway, Start

@@ -18,7 +18,7 @@ from maestro_gateway.ledger import STREAM, Ledger, ensure_ledger
 from maestro_gateway.ledger.stream import BUCKET, KINDS
 from maestro_sdk.errors import NoBackend
 from maestro_sdk.service import bus
-from maestro_sdk.service.events import EventPublisher
+from maestro_sdk.service.event_publisher import EventPublisher
 from maestro_sdk.testing.nats import NatsServer
 
 from .spending import Meter, attempt, completed, failed, metered

@@ -17,7 +17,7 @@ from maestro_gateway.endings import mark_estimate
 from maestro_gateway.notes import Notes
 from maestro_sdk.mesh.table import Table
 from maestro_sdk.mesh.trail import Attempt
-from maestro_sdk.service.events import EventPublisher
+from maestro_sdk.service.event_publisher import EventPublisher
 from maestro_sdk.service.store.journal import HoldJournal
 from maestro_sdk.testing import tables
 from maestro_sdk.testing.servers import free_port

@@ -16,7 +16,9 @@ from maestro.llm.v1.error_pb2 import ErrorReason
 from maestro.llm.v1.model_pb2 import Feature
 from maestro.llm.v1.usage_pb2 import Cost, Usage
 from maestro.router.v1.router_pb2 import Candidate, Decision
-from maestro_sdk.service.events import EventPublisher, EventReader, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader
+from maestro_sdk.service.events import new_event
 from maestro_sdk.testing.scripted import Fault, ScriptedProvider, answer
 from maestro_sdk.testing.servers import free_port
 from maestro_sdk.tracing import new_request_id

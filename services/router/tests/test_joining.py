@@ -17,7 +17,8 @@ from maestro_router.board import Board
 from maestro_router.compile import DEVELOPMENT, Adapter
 from maestro_router.service import router
 from maestro_sdk.adapter.announce import announcing
-from maestro_sdk.service.events import MESH, EventReader
+from maestro_sdk.service.event_reader import EventReader
+from maestro_sdk.service.events import MESH
 from maestro_sdk.service.settings import load
 from maestro_sdk.testing.flawed_servicer import serve_flawed
 from maestro_sdk.testing.nats import NatsServer

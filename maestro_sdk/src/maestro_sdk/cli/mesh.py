@@ -102,7 +102,8 @@ class Mesh:
         # Imported here: a start that nobody has to complain about need not wait for them.
         from maestro_sdk.service.buses import remember_login
         from maestro_sdk.service.config_events import rejected
-        from maestro_sdk.service.events import MESH, EventPublisher, new_event
+        from maestro_sdk.service.event_publisher import EventPublisher
+        from maestro_sdk.service.events import MESH, new_event
 
         remember_login(self._config.nats)
         payload = rejected("supervisor", self._config, error)

@@ -6,16 +6,14 @@ import re
 import zlib
 from typing import Any
 
-import orjson
-
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import ImageDetail, ImagePart, Part, ReasoningPart, Role, ToolResultPart
 from maestro.llm.v1.model_pb2 import Feature
 from maestro_adapter_bedrock.cache import CachePlan, CachePoint
 from maestro_adapter_bedrock.media import audio_block, document_block, image_block, refuse
 from maestro_adapter_bedrock.models import PROVIDER, BedrockModel
-from maestro_adapter_bedrock.schema import json_object
 from maestro_sdk.adapter.notes import Notes
+from maestro_sdk.adapter.parts import Place, path_of, to_arguments, to_own_block
 from maestro_sdk.adapter.tool_names import ToolNames
 from maestro_sdk.errors import InvalidRequest
 
@@ -26,9 +24,6 @@ _WRONG_IN_ID = re.compile(r"[^a-zA-Z0-9_-]")
 _MAX_ID = 64
 _ONLY_USER = frozenset({"image", "audio", "document", "tool_result"})
 _ONLY_ASSISTANT = frozenset({"tool_call", "reasoning", "refusal", "opaque"})
-
-Place = tuple[int, ...]
-"""Where a part stands: message, part, and inside a tool result the inner part."""
 
 
 class Conversation:
@@ -71,7 +66,7 @@ class Conversation:
         kind = part.WhichOneof("kind")
         if kind in (_ONLY_USER if assistant else _ONLY_ASSISTANT):
             whose = "the assistant's" if assistant else "the user's"
-            raise refuse(f"{_path(place)}.{kind}", f"can't stand in {whose} turn")
+            raise refuse(f"{path_of(place)}.{kind}", f"can't stand in {whose} turn")
         match kind:
             case "text":
                 # The wire refuses text without content.
@@ -82,7 +77,7 @@ class Conversation:
                 name = self._names[call.name]
                 if name not in self.called:
                     self.called.append(name)
-                given = _arguments(call.arguments_json, place)
+                given = to_arguments(call.arguments_json, place)
                 return {"toolUse": {"toolUseId": wire_id(call.call_id), "name": name, "input": given}}
             case "tool_result":
                 return self._result(part.tool_result, place)
@@ -91,27 +86,20 @@ class Conversation:
             case "document":
                 return self._document(part, place)
             case "audio":
-                self._demand(Feature.FEATURE_AUDIO, f"{_path(place)}.audio", "sound")
-                return audio_block(part.audio, f"{_path(place)}.audio")
+                self._demand(Feature.FEATURE_AUDIO, f"{path_of(place)}.audio", "sound")
+                return audio_block(part.audio, f"{path_of(place)}.audio")
             case "reasoning":
                 return _reasoning(part.reasoning, part, place) if self._ours(part) else None
             case "refusal":
                 return {"text": part.refusal.text} if part.refusal.text.strip() else None
             case "opaque":
-                if not part.HasField("origin"):
-                    raise InvalidRequest.at(f"{_path(place)}.origin", "is required: it says who understands the part")
-                if not self._ours(part):
-                    self._notes.foreign(f"{_path(place)}.opaque", part.origin, PROVIDER)
-                    return None
-                if json_object(part.opaque.json) is None:
-                    raise InvalidRequest.at(f"{_path(place)}.opaque.json", "is not a JSON object")
-                return orjson.Fragment(part.opaque.json)
+                return to_own_block(part, place, PROVIDER, self._notes, ours=self._ours(part))
             case _:
-                raise refuse(f"{_path(place)}.{kind or 'kind'}", "can't be sent to Bedrock")
+                raise refuse(f"{path_of(place)}.{kind or 'kind'}", "can't be sent to Bedrock")
 
     def _result(self, result: ToolResultPart, place: Place) -> Any:
         if result.call_id not in self._calls:
-            raise InvalidRequest.at(f"{_path(place)}.tool_result.call_id", "answers no call that stands before it")
+            raise InvalidRequest.at(f"{path_of(place)}.tool_result.call_id", "answers no call that stands before it")
         content: list[Any] = []
         for position, inner in enumerate(result.parts):
             at = (*place, position)
@@ -124,25 +112,25 @@ class Conversation:
                 case "document":
                     content.append(self._document(inner, at))
                 case _:
-                    raise refuse(f"{_path(at)}.{kind or 'kind'}", "can't stand in a tool result for Bedrock")
+                    raise refuse(f"{path_of(at)}.{kind or 'kind'}", "can't stand in a tool result for Bedrock")
         block: dict[str, Any] = {"toolUseId": wire_id(result.call_id), "content": content}
         if result.is_error:
             if self._model.wire.result_status:
                 block["status"] = "error"
             else:
                 message = f"{self._model.name} is not told that the tool failed, only what the result says"
-                self._notes.unsupported(f"{_path(place)}.tool_result.is_error", message)
+                self._notes.unsupported(f"{path_of(place)}.tool_result.is_error", message)
         return {"toolResult": block}
 
     def _image(self, image: ImagePart, place: Place) -> Any:
-        path = f"{_path(place)}.image"
+        path = f"{path_of(place)}.image"
         self._demand(Feature.FEATURE_VISION, path, "images")
         if image.detail in {ImageDetail.IMAGE_DETAIL_LOW, ImageDetail.IMAGE_DETAIL_HIGH}:
             self._notes.unsupported(f"{path}.detail", "the provider chooses the resolution")
         return image_block(image, path)
 
     def _document(self, part: Part, place: Place) -> Any:
-        path = f"{_path(place)}.document"
+        path = f"{path_of(place)}.document"
         self._demand(Feature.FEATURE_DOCUMENTS, path, "documents")
         return document_block(part.document, path, self._documents)
 
@@ -173,19 +161,10 @@ def _reasoning(reasoning: ReasoningPart, part: Part, place: Place) -> Any:
     try:
         state = part.provider_state.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest.at(f"{_path(place)}.provider_state", "is not what Bedrock made") from error
+        raise InvalidRequest.at(f"{path_of(place)}.provider_state", "is not what Bedrock made") from error
     if reasoning.redacted:
         return {"reasoningContent": {"redactedContent": state}}
     return {"reasoningContent": {"reasoningText": {"text": reasoning.text, "signature": state}}}
-
-
-def _arguments(text: str, place: Place) -> Any:
-    if not text.strip():
-        return {}
-    if json_object(text) is None:
-        raise InvalidRequest.at(f"{_path(place)}.tool_call.arguments_json", "is not a JSON object")
-    # As the model wrote them: parsing and printing again would change large numbers.
-    return orjson.Fragment(text)
 
 
 def wire_id(call_id: str) -> str:
@@ -193,8 +172,3 @@ def wire_id(call_id: str) -> str:
     if len(call_id) <= _MAX_ID and not _WRONG_IN_ID.search(call_id):
         return call_id
     return f"{_WRONG_IN_ID.sub('_', call_id)[: _MAX_ID - 9]}_{zlib.crc32(call_id.encode()):08x}"
-
-
-def _path(place: Place) -> str:
-    path = f"messages[{place[0]}].parts[{place[1]}]"
-    return path if len(place) == 2 else f"{path}.tool_result.parts[{place[2]}]"

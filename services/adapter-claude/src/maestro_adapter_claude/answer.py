@@ -18,9 +18,10 @@ from maestro.llm.v1.chat_pb2 import (
     TextDelta,
     ToolCallDelta,
 )
-from maestro.llm.v1.message_pb2 import Citation, OpaquePart, Origin, Part, ReasoningPart
-from maestro.llm.v1.usage_pb2 import Headroom, Usage
+from maestro.llm.v1.message_pb2 import OpaquePart, Origin, Part, ReasoningPart
+from maestro.llm.v1.usage_pb2 import Headroom
 from maestro_adapter_claude.conversation import API
+from maestro_adapter_claude.facts import Counts, Json, to_citation
 from maestro_adapter_claude.failure import to_error
 from maestro_adapter_claude.models import PROVIDER
 from maestro_adapter_claude.request import Outgoing
@@ -39,17 +40,6 @@ FINISH_REASONS: dict[str, FinishReason.ValueType] = {
     "pause_turn": FinishReason.FINISH_REASON_PAUSED,
 }
 """Every other word is OTHER, with the word itself in `raw_reason`."""
-
-_COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-# Facts of `usage` that change the price or say what else was used; told on, where they are not what is always there.
-_USAGE_FACTS = {
-    "service_tier": "standard",
-    "speed": "standard",
-    "inference_geo": "not_available",
-    "server_tool_use": None,
-}
-
-Json = Mapping[str, Any]
 
 
 class _Block:
@@ -76,7 +66,6 @@ class Stream:
         "_blocks",
         "_calls",
         "_counts",
-        "_facts",
         "_handlers",
         "_headroom",
         "_message",
@@ -101,8 +90,7 @@ class Stream:
         self._next = 0
         self._calls = 0
         self._stops: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-        self._facts: dict[str, Any] = {}
+        self._counts = Counts()
         self._headroom: Headroom | None = None
         self._origin = Origin(provider=PROVIDER, api=API, model=outgoing.model)
         self._handlers: dict[str, Callable[[Json, list[ChatEvent]], None]] = {
@@ -190,8 +178,8 @@ class Stream:
     def _on_message(self, frame: Json, events: list[ChatEvent]) -> None:
         message: Json = frame["message"]
         self._begin(message, events)
-        if self._count(message.get("usage")):
-            events.append(ChatEvent(usage=self._usage()))
+        if self._counts.take(message.get("usage")):
+            events.append(ChatEvent(usage=self._counts.usage()))
 
     def _begin(self, message: Json, events: list[ChatEvent]) -> None:
         if self._started:
@@ -218,7 +206,7 @@ class Stream:
         self._next += 1
         match kind:
             case "text":
-                citations = [_citation(found) for found in content.get("citations") or ()]
+                citations = [to_citation(found) for found in content.get("citations") or ()]
                 if content.get("text") or citations:
                     delta = TextDelta(index=block.index, text=content.get("text", ""), citations=citations)
                     events.append(ChatEvent(text=delta))
@@ -268,7 +256,7 @@ class Stream:
             case "signature_delta":
                 self._sign(block, delta["signature"], events)
             case "citations_delta":
-                citation = _citation(delta["citation"])
+                citation = to_citation(delta["citation"])
                 events.append(ChatEvent(text=TextDelta(index=block.index, citations=[citation])))
             case _:
                 # A kind of delta that is newer than this adapter belongs to a kind of block that is, too.
@@ -297,12 +285,12 @@ class Stream:
 
     def _on_message_delta(self, frame: Json, events: list[ChatEvent]) -> None:
         delta = frame["delta"]
-        counted = self._count(frame.get("usage"))
+        counted = self._counts.take(frame.get("usage"))
         for name in ("stop_reason", "stop_sequence", "stop_details", "container"):
             if (value := delta.get(name)) is not None:
                 self._stops[name] = value
         if counted and "stop_reason" not in self._stops:
-            events.append(ChatEvent(usage=self._usage()))
+            events.append(ChatEvent(usage=self._counts.usage()))
 
     def _on_message_stop(self, frame: Json, events: list[ChatEvent]) -> None:
         reason = self._stops.get("stop_reason")
@@ -320,9 +308,9 @@ class Stream:
             stop_sequence=self._stops.get("stop_sequence") or "",
             headroom=self._headroom,
         )
-        if self._counts:
+        if self._counts.known:
             # Without any usage on the wire there is none here: the cost is unknown then, not zero.
-            finish.usage.CopyFrom(self._usage())
+            finish.usage.CopyFrom(self._counts.usage())
         if facts := self._provider_facts():
             finish.provider_metadata[self._outgoing.provider].CopyFrom(to_struct(facts))
         self.finished = True
@@ -339,41 +327,10 @@ class Stream:
         state = PartState(index=block.index, origin=self._origin, provider_state=signature.encode())
         events.append(ChatEvent(part_state=state))
 
-    def _count(self, usage: Json | None) -> bool:
-        """Takes a report of usage: counts are cumulative, and late reports may lack early ones."""
-        if not usage:
-            return False
-        counts = self._counts
-        for name in _COUNTS:
-            _raise(counts, name, usage.get(name))
-        for group in ("cache_creation", "output_tokens_details"):
-            details: Json = usage.get(group) or {}
-            for name, value in details.items():
-                _raise(counts, name, value)
-        for name, usual in _USAGE_FACTS.items():
-            if (value := usage.get(name)) is not None and value != usual:
-                self._facts[name] = value
-        return True
-
-    def _usage(self) -> Usage:
-        """The counts, inclusive: the wire counts cached tokens apart from `input_tokens`."""
-        counts = self._counts
-        read = counts.get("cache_read_input_tokens", 0)
-        hour = counts.get("ephemeral_1h_input_tokens", 0)
-        written = max(counts.get("cache_creation_input_tokens", 0), hour + counts.get("ephemeral_5m_input_tokens", 0))
-        return Usage(
-            input_tokens=counts.get("input_tokens", 0) + read + written,
-            cache_read_tokens=read,
-            cache_write_5m_tokens=written - hour,
-            cache_write_1h_tokens=hour,
-            output_tokens=counts.get("output_tokens", 0),
-            reasoning_tokens=counts.get("thinking_tokens", 0),
-        )
-
     def _provider_facts(self) -> dict[str, Any]:
         facts = {name: self._stops[name] for name in ("stop_details", "container") if name in self._stops}
-        if self._facts:
-            facts["usage"] = self._facts
+        if self._counts.facts:
+            facts["usage"] = self._counts.facts
         model = self._message.get("model")
         if model and model != self._outgoing.model:
             facts["model"] = model
@@ -383,24 +340,6 @@ class Stream:
 def to_events(body: bytes, outgoing: Outgoing) -> list[ChatEvent]:
     """The events of a unary answer. Raises `StreamBroken` when it can't be read, or the error that it holds."""
     return Stream(outgoing).whole(body)
-
-
-def _citation(found: Json) -> Citation:
-    citation = Citation(
-        title=found.get("document_title") or found.get("title") or "",
-        url=found.get("url") or found.get("source") or "",
-        cited_text=found.get("cited_text") or "",
-    )
-    if found.get("start_char_index") is not None:
-        citation.start = found["start_char_index"]
-    if found.get("end_char_index") is not None:
-        citation.end = found["end_char_index"]
-    return citation
-
-
-def _raise(counts: dict[str, int], name: str, value: object) -> None:
-    if isinstance(value, int) and value >= counts.get(name, 0):
-        counts[name] = value
 
 
 def _dump(value: object) -> str:

@@ -8,14 +8,12 @@ from binascii import b2a_base64
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import orjson
-
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import DocumentPart, ImageDetail, ImagePart, Part, Role, ToolResultPart
 from maestro_adapter_claude.models import PROVIDER
-from maestro_adapter_claude.tools import json_object
 from maestro_sdk.adapter.notes import Notes
-from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
+from maestro_sdk.adapter.parts import Place, path_of, to_arguments, to_own_block, to_text, unsupported
+from maestro_sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
     # Importing the SDK takes seconds and 85 MB, so only the type checker does.
@@ -37,8 +35,6 @@ _ONLY_ASSISTANT = frozenset({"tool_call", "reasoning", "refusal", "opaque"})
 
 Block = dict[str, Any]
 NameOf = Callable[[str], str]
-Place = tuple[int, ...]
-"""Where a part stands: message, part, and inside a tool result the inner part."""
 
 
 def to_messages(
@@ -123,11 +119,6 @@ def _holds_result(request: ChatRequest, place: Place) -> bool:
     return request.messages[place[0]].parts[place[1]].WhichOneof("kind") == "tool_result"
 
 
-def path_of(place: Place) -> str:
-    """The path of a part: `messages[0].parts[1]`."""
-    return _path(place)
-
-
 class _Blocks:
     """Makes the content blocks of one request."""
 
@@ -141,7 +132,7 @@ class _Blocks:
         kind = part.WhichOneof("kind")
         if kind in (_ONLY_USER if assistant else _ONLY_ASSISTANT):
             whose = "the assistant's" if assistant else "the user's"
-            raise _unsupported(place, kind, f"can't stand in {whose} turn")
+            raise unsupported(place, kind, f"can't stand in {whose} turn")
         match kind:
             case "text":
                 # The wire refuses text without content.
@@ -152,7 +143,7 @@ class _Blocks:
                     "type": "tool_use",
                     "id": _wire_id(call.call_id),
                     "name": self._name_of(call.name),
-                    "input": _arguments(call.arguments_json, place),
+                    "input": to_arguments(call.arguments_json, place),
                 }
             case "tool_result":
                 return self._result(part.tool_result, place)
@@ -163,23 +154,16 @@ class _Blocks:
             case "reasoning":
                 if not self._ours(part) or not part.HasField("provider_state"):
                     return None
-                state = _text(part.provider_state, f"{_path(place)}.provider_state")
+                state = to_text(part.provider_state, f"{path_of(place)}.provider_state")
                 if part.reasoning.redacted:
                     return {"type": "redacted_thinking", "data": state}
                 return {"type": "thinking", "thinking": part.reasoning.text, "signature": state}
             case "refusal":
                 return {"type": "text", "text": part.refusal.text} if part.refusal.text.strip() else None
             case "opaque":
-                if not part.HasField("origin"):
-                    raise InvalidRequest.at(f"{_path(place)}.origin", "is required: it says who understands the part")
-                if not self._ours(part):
-                    self._notes.foreign(f"{_path(place)}.opaque", part.origin, PROVIDER)
-                    return None
-                if json_object(part.opaque.json) is None:
-                    raise InvalidRequest.at(f"{_path(place)}.opaque.json", "is not a JSON object")
-                return orjson.Fragment(part.opaque.json)
+                return to_own_block(part, place, PROVIDER, self._notes, ours=self._ours(part))
             case _:
-                raise _unsupported(place, kind, "can't be sent to Claude")
+                raise unsupported(place, kind, "can't be sent to Claude")
 
     def _result(self, result: ToolResultPart, place: Place) -> ToolResultBlockParam:
         content: list[Any] = []
@@ -194,7 +178,7 @@ class _Blocks:
                 case "document":
                     content.append(_document(inner.document, at))
                 case _:
-                    raise _unsupported(at, kind, "can't stand in a tool result for Claude")
+                    raise unsupported(at, kind, "can't stand in a tool result for Claude")
         block: ToolResultBlockParam = {"type": "tool_result", "tool_use_id": _wire_id(result.call_id)}
         if content:
             block["content"] = content
@@ -204,12 +188,12 @@ class _Blocks:
 
     def _image(self, image: ImagePart, place: Place) -> ImageBlockParam:
         if image.detail in {ImageDetail.IMAGE_DETAIL_LOW, ImageDetail.IMAGE_DETAIL_HIGH}:
-            self._notes.unsupported(f"{_path(place)}.image.detail", "the provider chooses the resolution")
+            self._notes.unsupported(f"{path_of(place)}.image.detail", "the provider chooses the resolution")
         match image.WhichOneof("source"):
             case "data":
                 if image.mime_type not in _IMAGE_TYPES:
                     message = f"is {image.mime_type!r}, not one of {', '.join(sorted(_IMAGE_TYPES))}"
-                    raise _unsupported(place, "image.mime_type", message)
+                    raise unsupported(place, "image.mime_type", message)
                 source: Any = {"type": "base64", "media_type": image.mime_type, "data": _base64(image.data)}
             case "url":
                 source = {"type": "url", "url": _url(image.url, place, "image")}
@@ -229,11 +213,11 @@ def _document(document: DocumentPart, place: Place) -> DocumentBlockParam:
         case "data" if document.mime_type == "application/pdf":
             source = {"type": "base64", "media_type": "application/pdf", "data": _base64(document.data)}
         case "data" if document.mime_type.startswith("text/"):
-            text = _text(document.data, f"{_path(place)}.document.data")
+            text = to_text(document.data, f"{path_of(place)}.document.data")
             source = {"type": "text", "media_type": "text/plain", "data": text}
         case "data":
             found = document.mime_type or "empty"
-            raise _unsupported(place, "document.mime_type", f"is {found!r}, not application/pdf or text/*")
+            raise unsupported(place, "document.mime_type", f"is {found!r}, not application/pdf or text/*")
         case "url":
             source = {"type": "url", "url": _url(document.url, place, "document")}
         case _:
@@ -242,15 +226,6 @@ def _document(document: DocumentPart, place: Place) -> DocumentBlockParam:
     if document.title:
         block["title"] = document.title
     return block
-
-
-def _arguments(text: str, place: Place) -> Any:
-    if not text.strip():
-        return {}
-    if json_object(text) is None:
-        raise InvalidRequest.at(f"{_path(place)}.tool_call.arguments_json", "is not a JSON object")
-    # As the model wrote them: parsing and printing again would change large numbers.
-    return orjson.Fragment(text)
 
 
 def _wire_id(call_id: str) -> str:
@@ -269,26 +244,9 @@ def _mark(content: list[Any], control: CacheControlEphemeralParam) -> None:
 
 def _url(url: str, place: Place, kind: str) -> str:
     if not url.startswith("https://"):
-        raise _unsupported(place, f"{kind}.url", "is not an https address, and Claude loads no other")
+        raise unsupported(place, f"{kind}.url", "is not an https address, and Claude loads no other")
     return url
 
 
 def _base64(data: bytes) -> str:
     return b2a_base64(data, newline=False).decode("ascii")
-
-
-def _text(data: bytes, path: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest.at(path, "is not UTF-8 text") from error
-
-
-def _path(place: Place) -> str:
-    path = f"messages[{place[0]}].parts[{place[1]}]"
-    return path if len(place) == 2 else f"{path}.tool_result.parts[{place[2]}]"
-
-
-def _unsupported(place: Place, what: str | None, message: str) -> UnsupportedParameter:
-    field_path = f"{_path(place)}.{what or 'kind'}"
-    return UnsupportedParameter(f"{field_path}: {message}", violations=[Violation(field_path, message)])

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 
 from maestro.llm.v1.chat_pb2 import ChatRequest
-from maestro_adapter_claude.conversation import Place, find_places, path_of
+from maestro_adapter_claude.conversation import find_places
 from maestro_adapter_claude.models import PROVIDER
 from maestro_adapter_claude.request import Outgoing
+from maestro_sdk.adapter.parts import Place, path_of
 from maestro_sdk.errors import InvalidRequest, Violation
 
 _PATH = re.compile(r"\b([a-z_]+(?:\.[a-z0-9_]+)*)(?=:| )")

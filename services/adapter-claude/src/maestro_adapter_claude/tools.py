@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -100,12 +100,3 @@ def _schema(tool: Tool, path: str, notes: Notes) -> Any:
         losses = (*losses, *inner)
     notes.lost(path, losses)
     return schema
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, None when it is none."""
-    try:
-        value = orjson.loads(text)
-    except ValueError:
-        return None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None

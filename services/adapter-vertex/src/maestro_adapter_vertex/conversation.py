@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, cast
 
-import orjson
-
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.message_pb2 import (
     AudioPart,
@@ -23,9 +21,9 @@ from maestro.llm.v1.message_pb2 import (
     ToolResultPart,
 )
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
-from maestro_adapter_vertex.tools import json_object
 from maestro_sdk.adapter.notes import Notes
-from maestro_sdk.errors import InvalidRequest, UnsupportedParameter, Violation
+from maestro_sdk.adapter.parts import Place, path_of, to_arguments, to_own_block, to_text, unsupported
+from maestro_sdk.errors import InvalidRequest
 
 API = "generateContent"
 """`origin.api` of the parts that this wire makes."""
@@ -42,8 +40,6 @@ _RESOLUTIONS = {
 _MIME = re.compile(r"[\w.+-]+/[\w.+-]+")
 
 Media = ImagePart | AudioPart | DocumentPart
-Place = tuple[int, ...]
-"""Where a part stands: message, part, and inside a tool result the inner part."""
 
 
 def to_contents(
@@ -112,7 +108,7 @@ class _Parts:
         kind = part.WhichOneof("kind")
         if kind in (_ONLY_USER if assistant else _ONLY_ASSISTANT):
             whose = "the assistant's" if assistant else "the user's"
-            raise _unsupported(place, kind, f"can't stand in {whose} turn")
+            raise unsupported(place, kind, f"can't stand in {whose} turn")
         match kind:
             case "text":
                 signature = self._signature(part, place)
@@ -137,28 +133,21 @@ class _Parts:
             case "refusal":
                 return {"text": part.refusal.text} if part.refusal.text else None
             case "opaque":
-                if not part.HasField("origin"):
-                    raise InvalidRequest.at(f"{_path(place)}.origin", "is required: it says who understands the part")
-                if not self._ours(part):
-                    self._notes.foreign(f"{_path(place)}.opaque", part.origin, PROVIDER)
-                    return None
-                if json_object(part.opaque.json) is None:
-                    raise InvalidRequest.at(f"{_path(place)}.opaque.json", "is not a JSON object")
-                return orjson.Fragment(part.opaque.json)
+                return to_own_block(part, place, PROVIDER, self._notes, ours=self._ours(part))
             case _:
-                raise _unsupported(place, kind, "can't be sent to Gemini")
+                raise unsupported(place, kind, "can't be sent to Gemini")
 
     def _call(self, call: ToolCallPart, place: Place) -> dict[str, Any]:
         self._calls[call.call_id] = call.name
         self._ranks[call.call_id] = len(self._ranks)
         name = self._tool_names.get(call.name, call.name)
-        return {**_call_id(call.call_id), "name": name, "args": _arguments(call.arguments_json, place)}
+        return {**_call_id(call.call_id), "name": name, "args": to_arguments(call.arguments_json, place)}
 
     def _result(self, result: ToolResultPart, place: Place) -> dict[str, Any]:
         name = self._calls.get(result.call_id)
         if name is None:
             message = f"no call before it has the id {result.call_id!r}"
-            raise InvalidRequest.at(f"{_path(place)}.tool_result.call_id", message)
+            raise InvalidRequest.at(f"{path_of(place)}.tool_result.call_id", message)
         texts: list[str] = []
         media: list[Any] = []
         for position, inner in enumerate(result.parts):
@@ -169,9 +158,9 @@ class _Parts:
                 case "image" | "document" if self._model.wire.media_results:
                     media.append(self._inner(inner, at))
                 case "image" | "document":
-                    raise _unsupported(at, kind, f"can't stand in a tool result for {self._model.model.name}")
+                    raise unsupported(at, kind, f"can't stand in a tool result for {self._model.model.name}")
                 case _:
-                    raise _unsupported(at, kind, "can't stand in a tool result for Gemini")
+                    raise unsupported(at, kind, "can't stand in a tool result for Gemini")
         response = {"error" if result.is_error else "output": "\n".join(texts)}
         wire = {**_call_id(result.call_id), "name": self._tool_names.get(name, name), "response": response}
         return {**wire, "parts": media} if media else wire
@@ -185,16 +174,16 @@ class _Parts:
             if self._model.wire.levels:
                 made["mediaResolution"] = {"level": level}
             else:
-                self._notes.unsupported(f"{_path(place)}.image.detail", "the model looks at all images alike")
+                self._notes.unsupported(f"{path_of(place)}.image.detail", "the model looks at all images alike")
         return made
 
     def _document(self, document: DocumentPart, place: Place) -> dict[str, Any]:
         if document.WhichOneof("source") == "data" and document.mime_type not in {"application/pdf", "text/plain"}:
             if not document.mime_type.startswith("text/"):
                 found = document.mime_type or "empty"
-                raise _unsupported(place, "document.mime_type", f"is {found!r}, not application/pdf or text/*")
+                raise unsupported(place, "document.mime_type", f"is {found!r}, not application/pdf or text/*")
             # All other kinds of text are read as what they are: text.
-            return {"text": _text(document.data, f"{_path(place)}.document.data")}
+            return {"text": to_text(document.data, f"{path_of(place)}.document.data")}
         made = self._media(document, place, "document", "")
         if document.title:
             for source in made.values():
@@ -206,19 +195,19 @@ class _Parts:
             case "data":
                 if not _MIME.fullmatch(media.mime_type) or not media.mime_type.startswith(family):
                     message = f"is {media.mime_type or 'empty'!r}, not one of {family or 'application/'}…"
-                    raise _unsupported(place, f"{kind}.mime_type", message)
+                    raise unsupported(place, f"{kind}.mime_type", message)
                 return {"inlineData": {"mimeType": media.mime_type, "data": _base64(media.data)}}
             case "url":
                 if not media.url.startswith(("gs://", "https://", "http://")):
-                    raise _unsupported(place, f"{kind}.url", "is not a gs or https address")
-                return _file(media.url, media.mime_type, f"{_path(place)}.{kind}")
+                    raise unsupported(place, f"{kind}.url", "is not a gs or https address")
+                return _file(media.url, media.mime_type, f"{path_of(place)}.{kind}")
             case _:
-                raise _unsupported(place, f"{kind}.file_id", "the provider keeps no files; give a gs:// address as url")
+                raise unsupported(place, f"{kind}.file_id", "the provider keeps no files; give a gs:// address as url")
 
     def _signature(self, part: Part, place: Place) -> dict[str, str]:
         if not part.HasField("provider_state") or not self._ours(part):
             return {}
-        return {"thoughtSignature": _text(part.provider_state, f"{_path(place)}.provider_state")}
+        return {"thoughtSignature": to_text(part.provider_state, f"{path_of(place)}.provider_state")}
 
     def _ours(self, part: Part) -> bool:
         """Whether this wire and model made the part: a signature holds for the model that gave it."""
@@ -237,31 +226,5 @@ def _call_id(call_id: str) -> dict[str, str]:
     return {} if MADE_ID.fullmatch(call_id) else {"id": call_id}
 
 
-def _arguments(text: str, place: Place) -> Any:
-    if not text.strip():
-        return {}
-    if json_object(text) is None:
-        raise InvalidRequest.at(f"{_path(place)}.tool_call.arguments_json", "is not a JSON object")
-    # As the model wrote them: parsing and printing again would change large numbers.
-    return orjson.Fragment(text)
-
-
 def _base64(data: bytes) -> str:
     return b2a_base64(data, newline=False).decode("ascii")
-
-
-def _text(data: bytes, path: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest.at(path, "is not UTF-8 text") from error
-
-
-def _path(place: Place) -> str:
-    path = f"messages[{place[0]}].parts[{place[1]}]"
-    return path if len(place) == 2 else f"{path}.tool_result.parts[{place[2]}]"
-
-
-def _unsupported(place: Place, what: str | None, message: str) -> UnsupportedParameter:
-    field_path = f"{_path(place)}.{what or 'kind'}"
-    return UnsupportedParameter(f"{field_path}: {message}", violations=[Violation(field_path, message)])

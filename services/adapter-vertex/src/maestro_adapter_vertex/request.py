@@ -15,9 +15,10 @@ from maestro_adapter_vertex.conversation import to_contents
 from maestro_adapter_vertex.models import PROVIDER, VertexModel
 from maestro_adapter_vertex.reasoning import to_thinking
 from maestro_adapter_vertex.schema import check_form
-from maestro_adapter_vertex.tools import json_object, to_tool_config, to_tools, tool_names
+from maestro_adapter_vertex.tools import to_tool_config, to_tools, tool_names
 from maestro_sdk.adapter.notes import Notes
 from maestro_sdk.adapter.options import merge_patch, own_options
+from maestro_sdk.adapter.parts import json_object
 from maestro_sdk.errors import InvalidRequest
 
 MAX_STOPS = 5

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
-
-import orjson
+from typing import Any
 
 from maestro.llm.v1.chat_pb2 import ChatRequest, Tool, ToolChoiceMode
 from maestro_adapter_vertex.schema import to_parameters
@@ -89,12 +87,3 @@ def to_tool_config(request: ChatRequest, names: Mapping[str, str], notes: Notes)
     if mode == "ANY" and choice.names:
         config["allowedFunctionNames"] = [names.get(name, name) for name in choice.names]
     return {"functionCallingConfig": config}
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, None when it is none."""
-    try:
-        value = orjson.loads(text)
-    except ValueError:
-        return None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None

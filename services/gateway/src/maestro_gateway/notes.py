@@ -21,7 +21,7 @@ from maestro_gateway.endings import add_up
 from maestro_gateway.ledger.sieve import estimate_of
 from maestro_sdk.mesh.spend import cost_at
 from maestro_sdk.mesh.table import Table
-from maestro_sdk.service.events import EventPublisher
+from maestro_sdk.service.event_publisher import EventPublisher
 from maestro_sdk.service.settings import Config
 from maestro_sdk.service.store.journal import HoldJournal
 

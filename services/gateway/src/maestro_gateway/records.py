@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from maestro.event.v1.event_pb2 import AttemptFailed, Event
 from maestro_gateway.ledger.sieve import estimate_of
 from maestro_sdk.errors import NoBackend, NotFound
+from maestro_sdk.service.event_reader import EventReader
 from maestro_sdk.service.event_search import Search
-from maestro_sdk.service.events import EventReader
 from maestro_sdk.tracing import time_of
 
 WINDOW = 900.0

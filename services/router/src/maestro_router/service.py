@@ -16,7 +16,8 @@ from maestro_router.metrics import export
 from maestro_router.reload import Reload
 from maestro_router.servicer import RouterServicer
 from maestro_router.shared import Shared
-from maestro_sdk.service.events import MESH, EventPublisher, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.events import MESH, new_event
 from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.run import Service
 from maestro_sdk.service.settings import Config

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from maestro_gateway.budgets.counters import counters_of_end
 from maestro_gateway.notes import Notes
-from maestro_sdk.service.events import EventPublisher
+from maestro_sdk.service.event_publisher import EventPublisher
 from maestro_sdk.service.settings import Config
 from maestro_sdk.service.store import StoreAway
 from maestro_sdk.service.store.journal import HoldJournal
