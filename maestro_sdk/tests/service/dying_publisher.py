@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from maestro.event.v1 import event_pb2
-from maestro_sdk.service.events import EventPublisher, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.events import new_event
 
 _KIND = "request.completed"
 

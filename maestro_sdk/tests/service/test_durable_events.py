@@ -22,7 +22,8 @@ from maestro.event.v1 import event_pb2
 from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.service.bus import STREAM
 from maestro_sdk.service.event_journal import EventJournal
-from maestro_sdk.service.events import EventPublisher, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.events import new_event
 from maestro_sdk.testing.nats import NatsServer
 from maestro_sdk.testing.servers import free_port
 

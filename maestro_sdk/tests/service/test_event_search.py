@@ -13,8 +13,10 @@ import pytest
 from maestro.event.v1 import event_pb2
 from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.errors import NoBackend
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader
 from maestro_sdk.service.event_search import Search
-from maestro_sdk.service.events import EventPublisher, EventReader, new_event
+from maestro_sdk.service.events import new_event
 from maestro_sdk.testing.servers import free_port
 
 KINDS = ("request.completed", "request.failed")

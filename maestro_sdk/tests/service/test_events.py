@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import nats
 import pytest
 
 from maestro.event.v1 import event_pb2
 from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.errors import NoBackend
 from maestro_sdk.service.bus import Link, ensure_stream
-from maestro_sdk.service.event_reader import filters
-from maestro_sdk.service.events import EventPublisher, EventReader, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader, filters
+from maestro_sdk.service.events import new_event
 from maestro_sdk.service.validation import validate
 from maestro_sdk.testing.servers import free_port
 from maestro_sdk.tracing import Call, enter_call
@@ -219,6 +221,24 @@ async def test_a_stream_that_refuses_loses_nothing(nats_server: Any, tmp_path: P
         await limit(-1)
         assert await publisher.flush(20)
         assert publisher.counters.dropped == 0
+    found = await read(nats_server.url, 30, after=0)
+    assert ids([event for _, event in found]) == ids(events)
+
+
+async def test_a_stream_that_somebody_deletes_is_made_anew(nats_server: Any, tmp_path: Path) -> None:
+    before, events = started(0), [started(number) for number in range(1, 31)]
+    async with EventPublisher(nats_server.url, tmp_path / "a.events") as publisher:
+        publisher.publish(before)
+        assert await publisher.flush()
+        client = await cast("Any", nats).connect(nats_server.url)
+        try:
+            await client.jetstream().delete_stream("MAESTRO_EVENTS")
+        finally:
+            await client.close()
+        for event in events:
+            publisher.publish(event)
+        assert await publisher.flush(10)
+        assert (publisher.degraded, publisher.counters.dropped) == ("", 0)
     found = await read(nats_server.url, 30, after=0)
     assert ids([event for _, event in found]) == ids(events)
 

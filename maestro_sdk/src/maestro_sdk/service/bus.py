@@ -22,6 +22,8 @@ Client: TypeAlias = Any
 """`nats.aio.client.Client`, whose own annotations are only partly there."""
 
 STREAM = "MAESTRO_EVENTS"
+NO_STREAM = "there is no stream of events"
+"""Why nothing is stored when nobody answers for the subject."""
 SUBJECTS = "maestro.events.>"
 
 _log = logging.getLogger(__name__)
@@ -184,7 +186,7 @@ async def ensure_stream(client: Client, retention: float) -> None:
 def refusal(data: bytes, headers: Any) -> str:
     """Why JetStream did not store a message, from its acknowledgement; empty when it did."""
     if headers and headers.get("Status") == "503":
-        return "there is no stream of events"
+        return NO_STREAM
     if b'"error"' not in data:
         return ""
     error: dict[str, Any] = json.loads(data).get("error") or {}

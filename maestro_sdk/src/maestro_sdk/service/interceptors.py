@@ -57,6 +57,8 @@ _DRAINING = "the server is shutting down"
 _READ_ON = 1.0
 """Seconds for which the rest of a refused stream of requests is read on."""
 _READ_ON_BYTES = 64 * 2**20
+_QUOTED = ("upstream_", "filtered")
+"""Starts of the names under which errors hold a provider's own words."""
 _LONGEST = 1000
 """Characters of a message that a status carries: metadata is bounded at 8 KiB by default everywhere."""
 
@@ -221,10 +223,7 @@ async def abort(context: Any, error: Exception) -> None:
         request_id = call.request_id if call else "-"
         _log.error("unexpected error while serving a request", exc_info=error)
         known = Internal(f"internal error; the log of the service tells more under {request_id}")
-    bounded = _bounded(known)
-    status = to_status(bounded)
-    # Providers quote the key that they refuse.
-    status.message = redacted(status.message)
+    status = to_status(hushed(_bounded(known)))
     # For those who don't read `RetryInfo`: whole seconds, as over HTTP.
     later = () if known.retry_after is None else (("retry-after", str(math.ceil(known.retry_after))),)
     metadata = (*(context.trailing_metadata() or ()), *later, (STATUS_DETAILS_KEY, status.SerializeToString()))
@@ -246,6 +245,20 @@ def _meaning(error: BaseException) -> MaestroError | None:
         meanings = [_meaning(inner) for inner in group.exceptions if not isinstance(inner, asyncio.CancelledError)]
         return meanings[0] if meanings and None not in meanings else None
     return None
+
+
+def hushed(error: MaestroError) -> MaestroError:
+    """The error without any key: providers quote the one that they refuse, wherever they have words of their own."""
+    return type(error)(
+        redacted(error.message),
+        retry_after=error.retry_after,
+        violations=[replace(v, message=redacted(v.message)) for v in error.violations],
+        # Other names are our own words, and models may be called like keys.
+        metadata={key: redacted(value) if key.startswith(_QUOTED) else value for key, value in error.metadata.items()},
+        retryable=error.retryable,
+        failover=error.failover,
+        counts_against_health=error.counts_against_health,
+    )
 
 
 def _bounded(error: MaestroError) -> MaestroError:
