@@ -27,7 +27,7 @@ class Api:
 
     def get(self, path: str) -> Any:
         """The JSON answer of a GET. Raises `ApiError`."""
-        return _json(self.get_bytes(path))
+        return self._read(self.get_bytes(path))
 
     def get_bytes(self, path: str) -> bytes:
         """The answer of a GET as it is. Raises `ApiError`."""
@@ -35,11 +35,17 @@ class Api:
 
     def post(self, path: str, body: Any = None) -> Any:
         """The JSON answer of a POST of JSON. Raises `ApiError`."""
-        return _json(self._ask("POST", path, None if body is None else json.dumps(body).encode()))
+        return self._read(self._ask("POST", path, None if body is None else json.dumps(body).encode()))
 
     def send(self, path: str, data: bytes, content_type: str) -> Any:
         """The JSON answer of a POST of bytes. Raises `ApiError`."""
-        return _json(self._ask("POST", path, data, content_type))
+        return self._read(self._ask("POST", path, data, content_type))
+
+    def _read(self, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise ApiError(f"{self.url} answers with something that is no JSON: is it a mesh?") from None
 
     def _ask(self, method: str, path: str, body: bytes | None, content_type: str = "application/json") -> bytes:
         try:

@@ -239,25 +239,26 @@ def replay(
 ) -> None:
     """Ask a recorded request again, of the backend that answered it, and compare the answers.
 
-    Exit code 0 means that they are equal. Needs a tenant that has content recorded, and a key with the scope admin.
+    Exit code 0 means that they are equal, 1 that they differ, 2 that it could not be asked again. Needs a tenant that
+    has content recorded, and a key with the scope admin.
     """
     from maestro_sdk.cli.replay import NotReplayable, ask_again, recorded
     from maestro_sdk.errors import MaestroError
 
-    target = _target(url, key, data)
     try:
+        target = find_target(url, key, data)
         found = recorded(target, request)
         comparison = ask_again(target, found)
-    except (ApiError, MaestroError, NotReplayable) as error:
+    except (ApiError, MaestroError, NotReplayable, NoTarget) as error:
         typer.echo(f"{getattr(error, 'reason', '') or 'error'}: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2) from None
     for remark in found.remarks:
         typer.echo(f"note: {remark}", err=True)
     if as_json:
         told = {"model": found.model, "equal": not comparison.at, "differs_at": comparison.at}
         typer.echo(json.dumps({**told, "diff": comparison.diff(), "remarks": found.remarks}, indent=2))
     elif comparison.at:
-        typer.echo(f"differs at {comparison.at} of {len(comparison.before)}\n" + "\n".join(comparison.diff()))
+        typer.echo(f"differs at {comparison.at} of {comparison.frames}\n" + "\n".join(comparison.diff()))
     else:
         typer.echo(f"equal: {len(comparison.before)} frames of {found.model or 'no backend'}")
     raise typer.Exit(1 if comparison.at else 0)

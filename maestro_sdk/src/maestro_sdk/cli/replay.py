@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +22,9 @@ from maestro_sdk.llm_client import LLMClient
 _MERGED = {"text": "text", "reasoning": "text", "tool_call": "arguments_json"}
 _LABEL = "replay_of"
 _MOST_LABELS = 32
+_SENTENCE = re.compile(r"(?<=\\n)|(?<=[.!?] )")
+_WIDEST = 200
+"""Characters of a line of a difference, about."""
 _TIMEOUT = 600.0
 
 
@@ -54,18 +58,27 @@ class Comparison:
             differing = min(len(self.before), len(self.after)) + 1
         return differing
 
+    @property
+    def frames(self) -> int:
+        """How many lines the longer one of them has."""
+        return max(len(self.before), len(self.after))
+
     def diff(self) -> list[str]:
-        """The difference for a person."""
-        return list(difflib.unified_diff(self.before, self.after, "recorded", "now", lineterm=""))
+        """The difference for a person: long texts sentence by sentence, so that those that are equal are left out."""
+        before, after = (_pieces(lines) for lines in (self.before, self.after))
+        return list(difflib.unified_diff(before, after, "recorded", "now", lineterm=""))
 
 
 def recorded(target: Target, request_id: str) -> Recorded:
     """What was recorded of a request. Raises `ApiError` and `NotReplayable`."""
     found = Api(target.url, target.key).get(f"/v1/requests/{quote(request_id, safe='')}/content")
-    text = str(found["content_json"])
-    if hashlib.sha256(text.encode()).hexdigest() != found["content_digest"]:
-        raise NotReplayable("the content is not what was recorded: its digest is another")
-    return read_content(json.loads(text), request_id)
+    match found:
+        case {"content_json": str(text), "content_digest": str(digest)}:
+            if hashlib.sha256(text.encode()).hexdigest() != digest:
+                raise NotReplayable("the content is not what was recorded: its digest is another")
+            return read_content(json.loads(text), request_id)
+        case _:
+            raise NotReplayable(f"what {target.url} answers is no recorded content: is it a mesh?")
 
 
 def read_content(document: dict[str, Any], request_id: str) -> Recorded:
@@ -77,13 +90,14 @@ def read_content(document: dict[str, Any], request_id: str) -> Recorded:
         request = ParseDict(document["request"], ChatRequest())
         if "response" in document:
             response = ParseDict(document["response"], ChatResponse())
-            answer, model = lines_of_response(response), f"{response.provider}/{response.model}"
+            answer, model, ended = lines_of_response(response), f"{response.provider}/{response.model}", True
         else:
             frames = [ParseDict(frame, StreamChatResponse()) for frame in document["frames"]]
             events = [event for frame in frames for event in frame.events]
             started = next((event.started for event in events if event.HasField("started")), None)
             model = f"{started.provider}/{started.model}" if started is not None else ""
             answer = lines_of_events(events)
+            ended = any(event.HasField("finish") for event in events)
     except (ParseError, KeyError) as error:
         raise NotReplayable(f"the content was recorded by another version: {error}") from None
     remarks: list[str] = []
@@ -96,6 +110,10 @@ def read_content(document: dict[str, Any], request_id: str) -> Recorded:
         remarks.append("no backend began to answer it then, so any may answer now")
     else:
         request.model = model
+        if not ended and not document.get("truncated"):
+            remarks.append("its answer broke off then, or its caller left")
+    # Not part of the question: another connection reads the new answer.
+    request.resumable = False
     if len(request.metadata) < _MOST_LABELS:
         request.metadata[_LABEL] = request_id
     return Recorded(request, "response" not in document, answer, model, tuple(remarks))
@@ -154,6 +172,7 @@ _CHANGING = frozenset(
         "provider_metadata",
         "provider_state",
         "response_id",
+        "stream",
         "usage",
     }
 )
@@ -171,4 +190,20 @@ def _plain(value: Any) -> Any:
 
 
 def _line(document: Any) -> str:
-    return json.dumps(document, ensure_ascii=False, sort_keys=True)
+    """One line of JSON, in which nothing gives orders to a terminal."""
+    text = json.dumps(document, ensure_ascii=False, sort_keys=True)
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
+
+
+def _pieces(lines: Iterable[str]) -> list[str]:
+    """Lines cut behind sentences and ends of lines of their texts; without those, behind words."""
+    found: list[str] = []
+    for line in lines:
+        if len(line) <= _WIDEST:
+            found.append(line)
+            continue
+        for sentence in _SENTENCE.split(line):
+            found += re.findall(rf".{{1,{_WIDEST}}}(?: |$)|.{{1,{_WIDEST}}}", sentence)
+    return found
