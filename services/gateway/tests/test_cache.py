@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse, Finish
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro.llm.v1.usage_pb2 import Usage
 from maestro_gateway.cache import AnswerStore, replay
-from maestro_gateway.cache.store import BUCKET
+from maestro_gateway.cache.store import BUCKET, caching
 from maestro_gateway.limits import Limiter
 from maestro_gateway.shelf import Shelf
 from maestro_sdk.adapter.fold import fold
@@ -53,6 +54,9 @@ class Others:
         if self.hangs:
             await asyncio.Event().wait()
         self.kept[key] = data
+
+    async def replace(self, key: str, data: bytes) -> None:
+        await self.offer(key, data)
 
     async def take(self, key: str) -> bytes | None:
         self.asked += 1
@@ -204,14 +208,15 @@ async def test_a_changed_route_begins_anew(start: Start) -> None:
 async def test_a_caller_can_go_round_it(start: Start) -> None:
     provider = ScriptedProvider()
     gateway = await start(provider, cache=600, store=AnswerStore())
-    wishes = ("no-store", "", "no-store", "no-cache", "max-age=0, No-Cache", "max-age=60")
-    replies = [await send(gateway, question(), **{"cache-control": wish}) for wish in wishes]
-    assert [reply.headers["x-maestro-cache"] for reply in replies] == ["miss", "miss", "miss", "miss", "miss", "hit"]
-    assert len(provider.requests) == 5
+    misses = ("no-store", "", "no-store", "no-cache", "max-age=60, No-Cache", "max-age=0")
+    hits = ("max-age=60", "no-cache-at-all, x-no-store", ",")
+    replies = [await send(gateway, question(), **{"cache-control": wish}) for wish in (*misses, *hits)]
+    assert [reply.headers["x-maestro-cache"] for reply in replies] == ["miss"] * 6 + ["hit"] * 3
+    assert len(provider.requests) == 6
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("flaw", ["length", "filter", "other", "switched", "large", "cut"])
+@pytest.mark.parametrize("flaw", ["length", "filter", "other", "switched", "large", "cut", "empty"])
 async def test_only_whole_answers_are_kept(start: Start, flaw: str, streamed: bool) -> None:
     events = answer("Hello", " there")
     match flaw:
@@ -222,6 +227,8 @@ async def test_only_whole_answers_are_kept(start: Start, flaw: str, streamed: bo
             events.insert(2, ChatEvent(switched=Switched(from_model="a/b", to_model="p0/model", why="OVERLOADED")))
         case "large":
             events[1].text.text = "x" * 20_000
+        case "empty":
+            events = answer()
         case _:
             pass
     provider = ScriptedProvider(events, fault=Fault.ERROR_AFTER_CONTENT if flaw == "cut" else None)
@@ -299,6 +306,29 @@ async def test_gateways_share_by_nats(start: Start, nats_url: str) -> None:
                 await send(one, question(), **{"cache-control": "no-cache"})
         assert again.json == {**first.json, "cached": True, "cost_usd": "0"}
         assert (await send(other, question(), OTHER_KEY)).headers["x-maestro-cache"] == "miss"
+
+
+async def test_a_new_answer_takes_the_place_of_the_old_one_everywhere(start: Start, nats_url: str) -> None:
+    provider = ScriptedProvider(answer("old"))
+    async with caching(nats_url) as one, caching(nats_url) as two:
+        first, second = [await start(provider, cache=600, store=store) for store in (one, two)]
+        numbers, shared = itertools.count(), False
+        async with asyncio.timeout(10):
+            while not shared:
+                number = str(next(numbers))
+                await send(first, question(number))
+                shared = (await send(second, question(number))).headers["x-maestro-cache"] == "hit"
+        await send(first, question())
+        assert (await send(second, question())).json["text"] == "old"
+        provider.events, provider.requests = answer("new"), []
+        await send(first, question(), **{"cache-control": "no-cache"})
+        async with asyncio.timeout(5):
+            while (again := await send(second, question())).json["text"] != "new":
+                await asyncio.sleep(0.01)
+        assert again.headers["x-maestro-cache"] == "hit"
+        # Who asked anew does not forget what it has by its own word.
+        assert (await send(first, question())).headers["x-maestro-cache"] == "hit"
+        assert len(provider.requests) == 1
 
 
 async def test_a_bucket_that_is_deleted_is_made_anew(nats_url: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +39,10 @@ class Shelf:
         self._lasting = lasting
         self._bucket, self._room = bucket, room
         self._known = asyncio.Event()
+        self.replaced: Callable[[str], None] | None = None
+        """Called with the key of what another process put in the place of something; to be set before the block."""
+        self._name = secrets.token_bytes(8)
+        self._heard: Client | None = None
         self._link = Link(url, bucket.removeprefix("MAESTRO_").lower(), self._known.set)
         self._task: asyncio.Task[None] | None = None
 
@@ -65,6 +71,17 @@ class Shelf:
             await client.publish(self._subject(key), data)
         except _ERRORS as error:
             log.debug("a kept answer is known to this gateway only: %r", error)
+
+    async def replace(self, key: str, data: bytes) -> None:
+        """Stores as `put` does, and tells all others that what they remember of it is old."""
+        try:
+            await self.put(key, data)
+        finally:
+            # Also when the caller waits no longer for word of what was sent.
+            client = self._link.client
+            if self._link.up and client is not None:
+                with suppress(*_ERRORS):
+                    await client.publish(self._news, self._name + key.encode())
 
     async def take(self, key: str) -> bytes | None:
         """What is stored. Raises `LookupError` when NATS can't tell now."""
@@ -106,6 +123,18 @@ class Shelf:
     async def _prepare(self, client: Client) -> None:
         async with asyncio.timeout(_ANSWER):
             await _ensure(client.jetstream(), self._bucket, self._lasting, self._room)
+            if self.replaced is not None and self._heard is not client:
+                # Once for each client: it asks again by itself when it comes back.
+                await client.subscribe(self._news, cb=self._hear)
+                self._heard = client
+
+    async def _hear(self, message: Any) -> None:
+        if self.replaced is not None and not message.data.startswith(self._name):
+            self.replaced(message.data[len(self._name) :].decode(errors="replace"))
+
+    @property
+    def _news(self) -> str:
+        return f"maestro.replaced.{self._bucket}"
 
     @property
     def _stream(self) -> str:

@@ -45,6 +45,7 @@ class Lookup:
     """A request on a route with a cache. `found` is the earlier answer; else `note` or `keep` take the new one."""
 
     __slots__ = (
+        "_anew",
         "_cache",
         "_collected",
         "_flight",
@@ -57,8 +58,11 @@ class Lookup:
         "route",
     )
 
-    def __init__(self, store: AnswerStore, route: Route, cache: AnswerCache, key: str, *, stores: bool) -> None:
-        self._store, self._cache, self._key, self._stores = store, cache, key, stores
+    def __init__(
+        self, store: AnswerStore, route: Route, cache: AnswerCache, key: str, *, stores: bool, anew: bool
+    ) -> None:
+        """`stores` whether the new answer is kept, `anew` whether it takes the place of an earlier one."""
+        self._store, self._cache, self._key, self._stores, self._anew = store, cache, key, stores, anew
         self._fold: Fold | None = Fold() if stores else None
         self._collected = 0
         # What others wait for, while this request is the one that asks.
@@ -140,7 +144,8 @@ class Lookup:
     async def keep(self, response: ChatResponse) -> None:
         """Keeps a new answer, if it is one that may be given again."""
         # One that two backends made together is not what either of them says.
-        if response.finish_reason in _WHOLE and not response.switches:
+        # One that says nothing is more often a provider's trouble than its answer.
+        if response.finish_reason in _WHOLE and response.parts and not response.switches:
             await self._put(response)
         else:
             self._land(None)
@@ -157,7 +162,7 @@ class Lookup:
             self._land(None)
             return
         self._land(data)
-        await self._store.put(self._key, data, self._cache.ttl)
+        await self._store.put(self._key, data, self._cache.ttl, anew=self._anew)
 
     def _land(self, data: bytes | None) -> None:
         if self._flight is not None:
@@ -189,12 +194,13 @@ async def look_up(
         return None
     if route.cache is None:
         return None
-    # As between a browser and a proxy: `no-cache` wants a new answer, `no-store` wants none kept.
-    wishes = current_caller().header("cache-control").lower()
+    # As between a browser and a proxy: `no-cache`, as `max-age=0`, wants a new answer, `no-store` wants none kept.
+    wishes = {wish.strip() for wish in current_caller().header("cache-control").lower().split(",")}
+    looks = wishes.isdisjoint(("no-cache", "no-store", "max-age=0"))
     key = key_of(tenant, request, route.cache.seal, variant_of(needs, route, table))
-    lookup = Lookup(store, route, route.cache, key, stores="no-store" not in wishes)
+    lookup = Lookup(store, route, route.cache, key, stores="no-store" not in wishes, anew=not looks)
     _state.set("miss")
-    if "no-cache" not in wishes and "no-store" not in wishes:
+    if looks:
         try:
             await lookup.look(deadline, waits=not streamed, vectors=isinstance(request, EmbedRequest))
         except BaseException:

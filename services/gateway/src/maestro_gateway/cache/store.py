@@ -15,7 +15,6 @@ from typing import Protocol
 
 from maestro_gateway.cache.flight import Flights
 from maestro_gateway.shelf import Shelf
-from maestro_sdk.service.settings import Config
 
 BUCKET = "MAESTRO_CACHE"
 LONGEST = 7 * 86400.0
@@ -38,6 +37,10 @@ class Others(Protocol):
 
     async def offer(self, key: str, data: bytes) -> None:
         """Stores if it can; nobody learns whether it did."""
+        ...
+
+    async def replace(self, key: str, data: bytes) -> None:
+        """Stores if it can, and tells the others that what they remember is old."""
         ...
 
     async def take(self, key: str) -> bytes | None:
@@ -96,17 +99,18 @@ class AnswerStore:
         self._keep(key, until, data)
         return data
 
-    async def put(self, key: str, data: bytes, ttl: float) -> None:
-        """Stores an answer for `ttl` seconds."""
+    async def put(self, key: str, data: bytes, ttl: float, *, anew: bool = False) -> None:
+        """Stores an answer for `ttl` seconds; `anew` when it takes the place of one that others may remember."""
         until = self._clock() + min(ttl, LONGEST)
         self._keep(key, until, data)
         if self._others is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PATIENCE):
-                    await self._others.offer(key, _HEAD.pack(int(until * 1e3)) + data)
+                    store = self._others.replace if anew else self._others.offer
+                    await store(key, _HEAD.pack(int(until * 1e3)) + data)
 
     def drop(self, key: str) -> None:
-        """Forgets an answer that can't be read."""
+        """Forgets an answer that can't be read, or that another gateway replaced."""
         self._drop(key)
 
     def _keep(self, key: str, until: float, data: bytes) -> None:
@@ -123,7 +127,10 @@ class AnswerStore:
 
 
 @asynccontextmanager
-async def caching(config: Config) -> AsyncGenerator[AnswerStore]:
-    """The store of a gateway while the block runs."""
-    async with Shelf(config.nats.url, LONGEST, bucket=BUCKET, room=_SHARED_ROOM) as shelf:
-        yield AnswerStore(shelf)
+async def caching(url: str) -> AsyncGenerator[AnswerStore]:
+    """The store of a gateway while the block runs; `url` is that of NATS."""
+    shelf = Shelf(url, LONGEST, bucket=BUCKET, room=_SHARED_ROOM)
+    store = AnswerStore(shelf)
+    shelf.replaced = store.drop
+    async with shelf:
+        yield store
