@@ -26,7 +26,10 @@ class Operations:
     """Operations by path and verb."""
 
     def __init__(self, contract: Contract, schemas: Schemas, own: Mapping[str, Any], statuses: Mapping[str, str]):
-        """`own` tells per method, or path, what no proto does; `statuses` are the errors by their codes."""
+        """`own` tells per method, or path, what no proto does; `statuses` are the errors by their codes.
+
+        A method `as` another one takes and gives the same over HTTP; its body is what the path does not say.
+        """
         self._contract = contract
         self._schemas = schemas
         self._own = own
@@ -68,26 +71,28 @@ class Operations:
 
     def _operation(self, method: Method, rule: HttpRule, template: str, scope: str, number: int) -> dict[str, Any]:
         own: Mapping[str, Any] = self._own.get(method.name, {})
-        request = self._contract.messages[method.descriptor.input_type.removeprefix(".")]
+        native = self._contract.methods[own["as"]] if "as" in own else method
+        request = self._contract.messages[native.descriptor.input_type.removeprefix(".")]
         summary = method.comment.partition(". ")[0].rstrip(".:")
         name = method.descriptor.name
         operation: dict[str, Any] = {
-            "operationId": f"{name[0].lower()}{name[1:]}" + (rule.WhichOneof("pattern") or "").title() * bool(number),
+            "operationId": own.get("id")
+            or f"{name[0].lower()}{name[1:]}" + (rule.WhichOneof("pattern") or "").title() * bool(number),
             "tags": [own.get("tag", method.service.rpartition(".")[2].removesuffix("Service"))],
             "summary": summary,
             "description": f"{method.comment} {_say_scope(scope)}".strip(),
         }
         taken = [name for name, _ in _VARIABLE.findall(template)]
         parameters = [self._in_path(request, name, pattern) for name, pattern in _VARIABLE.findall(template)]
-        if method.descriptor.input_type != _HTTP_BODY and rule.body != "*":
+        if native.descriptor.input_type != _HTTP_BODY and rule.body != "*" and native is method:
             skipped = {*taken, rule.body}
             parameters += self._in_query(request, skipped)
         parameters += [self._schemas.filled(each) for each in own.get("parameters", [])]
         if parameters:
             operation["parameters"] = parameters
-        if body := self._body(method, rule, request, own, taken):
+        if body := self._body(native, rule, request, own, taken):
             operation["requestBody"] = body
-        operation["responses"] = {"200": self._success(method, own)} | self._errors(own)
+        operation["responses"] = {"200": self._success(native, own)} | self._errors(own)
         return operation
 
     def _body(
@@ -99,7 +104,7 @@ class Operations:
             if "request" not in own:
                 self.unfilled.append(method.name)
             return {"required": True, "content": self._content(own.get("request", {"type": "object"}))}
-        if rule.body != "*":
+        if rule.body != "*" and "as" not in own:
             field = next(each for each in request.fields if each.descriptor.name == rule.body)
             return {"required": True, "content": self._content(self._schemas.field(field))}
         schema: Schema = self._schemas.message(request.name)
@@ -115,6 +120,8 @@ class Operations:
                 del schema["required"]
         reference: str = schema.get("$ref", "")
         whole = self._schemas.made[reference.rpartition("/")[2]] if reference else schema
+        if "as" in own:
+            whole["additionalProperties"] = False
         return {"required": bool({"required", "allOf"} & whole.keys()), "content": self._content(schema)}
 
     def _success(self, method: Method, own: Mapping[str, Any]) -> dict[str, Any]:

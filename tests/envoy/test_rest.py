@@ -59,6 +59,14 @@ async def test_body_that_is_not_json_is_the_gateways_to_judge(mesh: Any) -> None
     assert mesh.doubles.http.body == b'{"messages": ['
 
 
+@pytest.mark.parametrize("body", ["", "{}", '{"scoops": [1', '{"grace":"1s","key_id":"other"}'])
+async def test_a_path_and_a_body_arrive_side_by_side(mesh: Any, body: str) -> None:
+    headers = {"content-type": "application/json"}
+    async with mesh.client.post(f"{mesh.url}/v1/keys/a%2Fb:rotate", data=body.encode(), headers=headers) as response:
+        assert (response.status, response.headers["content-type"]) == (200, "application/json")
+        assert await response.json() == {"key_id": "a/b", "kind": "application/json", "body": body}
+
+
 async def test_rich_status_becomes_the_rest_shape(mesh: Any) -> None:
     response, body = await mesh.ask("abort")
     error = error_of(body)

@@ -10,7 +10,8 @@ from maestro.event.v1.event_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
-from maestro_sdk.service.events import EventPublisher, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.events import new_event
 from maestro_sdk.testing.callers import Caller
 from maestro_sdk.testing.mesh import MeshProcess
 

@@ -16,7 +16,8 @@ from maestro.event.v1.event_pb2_grpc import EventServiceStub
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.chat_pb2_grpc import ChatServiceStub
 from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
-from maestro_sdk.service.events import EventPublisher, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.events import new_event
 from maestro_sdk.testing import openai_chat
 from maestro_sdk.testing.callers import Caller, question
 from maestro_sdk.testing.faults import FaultServer, Wait

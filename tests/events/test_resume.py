@@ -9,7 +9,8 @@ import orjson
 
 from maestro.event.v1.event_pb2 import RequestStarted
 from maestro_sdk.event_client import EventClient
-from maestro_sdk.service.events import EventPublisher, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.events import new_event
 from maestro_sdk.testing.callers import Caller
 from maestro_sdk.testing.mesh import MeshProcess
 from maestro_sdk.testing.receiver import Receiver

@@ -161,6 +161,27 @@ async def test_bad_input_is_told_with_its_field(mesh: Mesh, fields: dict[str, An
     assert (found, [each["field"] for each in answer["error"]["details"]]) == (status, [field])
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"scoops": ["chat"]}, "scoops"),
+        ({"Scopes": ["chat"]}, "Scopes"),
+        ({"scopes": "chat"}, "scopes"),
+        ({"scopes": ["chat"], "expire_tim": "2099-01-01T00:00:00Z"}, "expire_tim"),
+    ],
+)
+async def test_a_mistyped_field_makes_no_key(mesh: Mesh, body: dict[str, Any], field: str) -> None:
+    key_id, secret = await mesh.made(tenant="tenant-t", scopes=["admin"])
+    await holds(mesh, secret, "PERMISSION_DENIED")
+    status, answer = await mesh.rest("POST", "/v1/keys", secret, body)
+    assert (status, [each["field"] for each in answer["error"]["details"]]) == (400, [field])
+    status, answer = await mesh.rest("POST", f"/v1/keys/{key_id}:rotate", secret, {"gracee": "0s"})
+    assert (status, answer["error"]["details"][0]["message"]) == (400, "is no field here; did you mean grace?")
+    _, listed = await mesh.rest("GET", "/v1/keys", secret)
+    # Those that were made here, and none was rotated.
+    assert {(*key["scopes"], key.get("rotate_time")) for key in listed["keys"]} == {("admin", None)}
+
+
 async def test_a_repeated_call_makes_no_second_key(mesh: Mesh) -> None:
     key_id, _ = await mesh.made(request_id="again")
     status, body = await mesh.rest("POST", "/v1/keys", ROOT, {"request_id": "again"})

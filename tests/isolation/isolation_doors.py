@@ -77,6 +77,7 @@ def rest() -> Iterator[Rest]:
     for path in ("/v1/models", "/v1/router/backends", "/v1/health/providers"):
         yield Rest("GET", path, twin=False)
         yield Rest("GET", path, headers=FORGED, twin=False)
+    yield from _models()
     yield from _chats()
     yield from _money()
     yield from _files()
@@ -94,6 +95,16 @@ def rest() -> Iterator[Rest]:
     for wrong in ("*", ">", "..", "{tenant}.request", "mesh", "_mesh", "-"):
         yield Rest("GET", feed, {"after": "0", "tenant": wrong}, open=True)
         yield Rest("GET", feed, {"after": "0", "job": wrong}, twin=False)
+
+
+def _models() -> Iterator[Rest]:
+    models, one = "/v1/models", "/v1/models/{model}"
+    for cursor in ("after_id", "before_id"):
+        yield Rest("GET", models, {"limit": "3", cursor: "{tenant}"}, twin=False)
+    strangers = ("{tenant}", "{tenant}/model", "{file_id}", "{key_id}")
+    for name in ("fake/model", "fake%2Fmodel", "default", "*", "%3E", *strangers):
+        for headers in ({}, {**FORGED, "anthropic-version": "2023-06-01"}):
+            yield Rest("GET", f"{models}/{name}", headers=headers, operation=one, twin=name in strangers)
 
 
 def _chats() -> Iterator[Rest]:

@@ -34,7 +34,9 @@ def envoy() -> tuple[list[str], list[str]]:
     )
     routes = manager["route_config"]["virtual_hosts"][0]["routes"]
     plain = [route["match"] for route in routes if route.get("route", {}).get("cluster") == "websocket"]
-    return services, [match.get("path") or match["path_separated_prefix"] for match in plain]
+    # What comes by a pattern comes only to be refused.
+    ports = [match.get("path") or match["path_separated_prefix"] for match in plain if "safe_regex" not in match]
+    return services, ports
 
 
 def transcoded(services: list[str]) -> set[tuple[str, str]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from anthropic.types.beta import message_count_tokens_params as beta_count
+from anthropic.types.beta import message_create_params as beta_create
 from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsBase
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
@@ -64,7 +66,8 @@ def openai_body(body: Any) -> Any:
 def anthropic_body(body: Any) -> Any:
     messages: list[Any] = []
     for message in body["messages"]:
-        blocks = message["content"] if isinstance(message["content"], list) else []
+        content = message.setdefault("content", "Hi.")
+        blocks = content if isinstance(content, list) else []
         for block in blocks:
             if block["type"] == "tool_use":
                 block["name"] = "f"
@@ -93,6 +96,8 @@ def embedding_body(body: Any) -> Any:
         (EmbeddingCreateParams, embedding_body, decode_embedding, 3),
         (MessageCreateParamsBase, anthropic_body, decode_message, 250),
         (MessageCountTokensParams, anthropic_body, counted_body, 250),
+        (beta_create.MessageCreateParamsBase, anthropic_body, decode_message, 250),
+        (beta_count.MessageCountTokensParams, anthropic_body, counted_body, 250),
     ],
 )
 def test_every_field_of_the_clients_is_obeyed_refused_or_told(

@@ -5,14 +5,16 @@ from decimal import Decimal
 import pytest
 
 from maestro.job.v1 import job_pb2 as pb
+from maestro.llm.v1.error_pb2 import ErrorDetail, ErrorReason
 from maestro.llm.v1.usage_pb2 import Cost, Usage
 from maestro.usage.v1.usage_pb2 import UsageTotals
-from maestro_gateway.jobs.outcome import Again, Note, next_step
+from maestro_gateway.jobs.outcome import Again, Note, error_from, next_step
 from maestro_gateway.jobs.purse import Leave, Purse
 from maestro_gateway.jobs.totals import add, count, split
 from maestro_sdk.errors import (
     BudgetExhausted,
     Conflict,
+    Internal,
     InvalidRequest,
     MaestroError,
     NoBackend,
@@ -122,3 +124,17 @@ def test_a_purse_gives_no_more_than_it_has():
     # An item that is run again needs no second place.
     assert purse.take(1, 30, 100) is Leave.GIVEN
     assert Purse(spent=40).take(3, 61, 100) is Leave.NEVER
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        (ErrorReason.ERROR_REASON_OVERLOADED, Overloaded),
+        (ErrorReason.ERROR_REASON_UNSPECIFIED, Internal),
+        # One that a newer gateway wrote.
+        (ErrorReason.ValueType(9999), Internal),
+    ],
+)
+def test_a_reason_that_is_not_known_is_an_internal_error(reason: ErrorReason.ValueType, kind: type[MaestroError]):
+    error = error_from(ErrorDetail(reason=reason, message="busy", retryable=True))
+    assert (type(error), error.message, error.retryable) == (kind, "busy", True)

@@ -15,7 +15,7 @@ from maestro_gateway.jobs.record import Creator, JobRecord
 from maestro_gateway.jobs.states import Board, States
 from maestro_gateway.jobs.streams import Streams
 from maestro_sdk.errors import NotFound, TenantConcurrency
-from maestro_sdk.service.events import EventPublisher
+from maestro_sdk.service.event_publisher import EventPublisher
 from maestro_sdk.service.limits import LimitConfig, LimitsConfig, RateConfig
 from maestro_sdk.testing.chaos.record import read_events
 

@@ -26,7 +26,9 @@ from maestro_gateway.webhooks.service import WebhookService
 from maestro_sdk.errors import NotFound, PermissionDenied, from_rpc_error
 from maestro_sdk.service.bus import STREAM
 from maestro_sdk.service.channel import open_channel
-from maestro_sdk.service.events import EventPublisher, EventReader, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader
+from maestro_sdk.service.events import new_event
 from maestro_sdk.service.interceptors import MeshInterceptor
 from maestro_sdk.service.settings import Config, load
 from maestro_sdk.testing.receiver import Receiver, Say
@@ -199,6 +201,10 @@ async def test_what_nobody_takes_is_a_dead_letter_until_it_is_replayed(begin: Be
         assert rest.next_page_token == ""
         letters = [*dead.letters, *rest.letters]
         assert {letter.event.id for letter in letters} == abandoned
+        # Where they stood among all events: a letter tells it, and so does each try to deliver it.
+        first = {message.message_id: int(message.data["sequence"]) for message in receiver.seen}
+        assert {letter.event.id: letter.event.sequence for letter in letters} == first
+        assert all(first.values())
         assert {(letter.attempts, letter.last_status, letter.reason) for letter in letters} == {
             (2, 500, "it answered 500")
         }
@@ -213,6 +219,7 @@ async def test_what_nobody_takes_is_a_dead_letter_until_it_is_replayed(begin: Be
         both = await place.ask("ReplayDeadLetters", pb.ReplayDeadLettersRequest(webhook="orders"))
         assert both == pb.ReplayDeadLettersResponse(delivered=1)
         assert names(receiver.taken) == [letter.event.request_started.request_id for letter in reversed(letters)]
+        assert {message.message_id: int(message.data["sequence"]) for message in receiver.taken} == first
 
 
 async def test_webhooks_that_tell_each_other_of_their_failures_come_to_an_end(begin: Begin, receiver: Receiver) -> None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
@@ -17,11 +18,11 @@ from google.api.httpbody_pb2 import HttpBody
 from maestro.llm.v1.chat_pb2 import ChatEvent, ChatRequest, ChatResponse
 from maestro_gateway.chats import Chat
 from maestro_gateway.headers import circumstances, retry_after
-from maestro_gateway.identity import admitted
+from maestro_gateway.identity import admitted, current_caller
 from maestro_gateway.limits import LimitHeaders, current_ticket, openai_headers
 from maestro_gateway.mesh import Mesh, calling, deadline_of
 from maestro_gateway.pulse import Pulse
-from maestro_sdk.errors import Internal, MaestroError, TooLarge, Unauthenticated
+from maestro_sdk.errors import Internal, InvalidRequest, MaestroError, TooLarge, Unauthenticated
 from maestro_sdk.tracing import REQUEST_ID_KEY
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ JSON = "application/json"
 _SSE = "text/event-stream"
 # Without `x-accel-buffering` a proxy such as nginx collects the events.
 _SSE_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+_PATH = "x-envoy-original-path"
+_PASSED = ("beta", "api-version")
+"""Parameters that clients of Anthropic and Azure say beside their headers: Envoy passes over them, too."""
 
 EncodeError = Callable[[MaestroError, str], bytes]
 """(error, request id) gives the body of an error in the shape of an API."""
@@ -122,7 +126,9 @@ class Facade:
             return await self._refused(context, error)
 
     def measure(self, body: HttpBody) -> bytes:
-        """The bytes of a body. Raises `TooLarge`."""
+        """The bytes of a body, which says everything. Raises `TooLarge`, and `InvalidRequest` for a query beside it."""
+        if "?" in (path := current_caller().header(_PATH)):
+            _refuse_query(path)
         if len(body.data) > self._max_body:
             raise TooLarge(f"the body has {len(body.data)} bytes, more than the {self._max_body} that are allowed")
         return body.data
@@ -216,3 +222,10 @@ def known(error: Exception) -> MaestroError:
     call = calling()
     log.error("unexpected error while serving %s", call.request_id, exc_info=error)
     return Internal(f"internal error; the log of the gateway tells more under {call.request_id}")
+
+
+def _refuse_query(path: str) -> None:
+    """Raises for parameters behind which Envoy found a field: that of the path, or of the body that it makes."""
+    for name, _ in parse_qsl(path.partition("?")[2], keep_blank_values=True):
+        if name not in _PASSED:
+            raise InvalidRequest.at(name[:64], "is no parameter here; send what it says in the body")

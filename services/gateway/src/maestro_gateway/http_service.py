@@ -4,59 +4,85 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.message import Message
 
 from maestro.gateway.v1.http_pb2 import (
     EndChatRequest,
     FollowChatRequest,
+    GetModelRequest,
     GetProviderHealthRequest,
+    JobCall,
+    KeyCall,
     ListBackendsRequest,
     ListModelsRequest,
+    WebhookCall,
 )
 from maestro.gateway.v1.http_pb2_grpc import HttpServiceServicer
-from maestro.job.v1.job_pb2 import ListJobResultsRequest
+from maestro.gateway.v1.key_pb2 import CreateKeyRequest, RevokeKeyRequest, RotateKeyRequest
+from maestro.gateway.v1.webhook_pb2 import ReplayDeadLettersRequest, TestWebhookRequest
+from maestro.job.v1.job_pb2 import CancelJobRequest, ListJobResultsRequest
 from maestro.router.v1 import router_pb2 as pb
-from maestro.usage.v1.usage_pb2 import QueryUsageRequest
+from maestro.usage.v1.usage_pb2 import EstimateCostRequest, QueryUsageRequest
 from maestro_gateway.budgets.estimate import estimates_of
 from maestro_gateway.facade import JSON, Facade
 from maestro_gateway.identity import current_caller, permit
-from maestro_gateway.jobs import JobRest
+from maestro_gateway.jobs import JobRest, JobService
 from maestro_gateway.json_codec.answer import Frames, encode_answer, encode_error
 from maestro_gateway.json_codec.chat_request import decode_chat, read_chat
+from maestro_gateway.json_codec.contract import encode_message, read_body
 from maestro_gateway.json_codec.document import parse_object
 from maestro_gateway.json_codec.estimate import encode_estimates
-from maestro_gateway.json_codec.mesh import RouterView, encode_backends, encode_decision, encode_health, encode_models
+from maestro_gateway.json_codec.mesh import RouterView, encode_backends, encode_decision, encode_health
 from maestro_gateway.json_codec.record import encode_record, read_record_query
+from maestro_gateway.key_service import KeyService
 from maestro_gateway.ledger import Usage
 from maestro_gateway.mesh import Mesh, calling, deadline_of
+from maestro_gateway.model_service import ModelRest
 from maestro_gateway.records import Records
 from maestro_gateway.resume.service import read_after, require_streams
+from maestro_gateway.usage_service import UsageService
+from maestro_gateway.webhooks.service import WebhookService
 from maestro_sdk.mesh.needs import needs_of
 from maestro_sdk.mesh.plan import refusal
 from maestro_sdk.service.interceptors import returns_last
 from maestro_sdk.service.validation import VALIDATED
 
+Asked = TypeVar("Asked", bound=Message)
 _ROUTER_PATIENCE = 1.0
 _CSV = "text/csv; charset=utf-8"
 _CSV_NAME = ("content-disposition", 'attachment; filename="usage.csv"')
+
+
+@dataclass(frozen=True, slots=True)
+class Natives:
+    """The services of gRPC whose methods REST has, too: those that take a body are asked from here."""
+
+    jobs: JobService
+    keys: KeyService
+    usage: UsageService
+    webhooks: WebhookService
 
 
 class HttpService(HttpServiceServicer):
     """Answers REST. Callers who were not admitted come through, and are refused here with a body of our shape."""
 
     def __init__(
-        self, mesh: Mesh, records: Records, usage: Usage, jobs: JobRest, *, max_body: int, ping: float
+        self, mesh: Mesh, records: Records, usage: Usage, natives: Natives, *, max_body: int, ping: float
     ) -> None:
         """`max_body` in bytes, `ping` in seconds."""
         self._mesh = mesh
         self._records = records
         self._usage = usage
-        self._jobs = jobs
+        self._natives = natives
+        self._jobs = JobRest(natives.jobs)
         self._facade = Facade(mesh, encode_error, max_body=max_body, ping=ping)
+        self._models = ModelRest(mesh, max_body=max_body, ping=ping)
 
     @returns_last
     async def Chat(self, request: HttpBody, context: Any) -> HttpBody:
@@ -103,10 +129,10 @@ class HttpService(HttpServiceServicer):
         return await self._facade.answer(context, answer)
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> HttpBody:
-        async def answer() -> bytes:
-            return encode_models(self._mesh.source.table)
+        return await self._models.list(request, context)
 
-        return await self._facade.answer(context, answer)
+    async def GetModel(self, request: GetModelRequest, context: Any) -> HttpBody:
+        return await self._models.get(request, context)
 
     async def ListBackends(self, request: ListBackendsRequest, context: Any) -> HttpBody:
         async def answer() -> bytes:
@@ -133,7 +159,7 @@ class HttpService(HttpServiceServicer):
             needs = needs_of(body.request, calling().tenant, streaming=body.stream)
             plan = self._mesh.plan(needs)
             refused = None if plan.kept else refusal(plan, needs, time.time())
-            return encode_decision(plan.message(), needs, refused)
+            return encode_decision(plan.message(), needs, refused, body.warnings)
 
         return await self._facade.answer(context, answer)
 
@@ -161,6 +187,50 @@ class HttpService(HttpServiceServicer):
     async def ListJobResults(self, request: ListJobResultsRequest, context: Any) -> HttpBody:
         async def answer() -> HttpBody:
             return await self._send(await self._jobs.results(request, context), JSON, context)
+
+        return await self._facade.answer(context, answer)
+
+    async def CancelJob(self, request: JobCall, context: Any) -> HttpBody:
+        asked = CancelJobRequest(job_id=request.job_id)
+        return await self._ask(self._natives.jobs.CancelJob, asked, request.body, context)
+
+    async def EstimateCost(self, request: HttpBody, context: Any) -> HttpBody:
+        ask = self._natives.usage.EstimateCost
+        return await self._ask(ask, EstimateCostRequest(), request, context, optional=False)
+
+    async def CreateKey(self, request: HttpBody, context: Any) -> HttpBody:
+        return await self._ask(self._natives.keys.CreateKey, CreateKeyRequest(), request, context)
+
+    async def RotateKey(self, request: KeyCall, context: Any) -> HttpBody:
+        asked = RotateKeyRequest(key_id=request.key_id)
+        return await self._ask(self._natives.keys.RotateKey, asked, request.body, context)
+
+    async def RevokeKey(self, request: KeyCall, context: Any) -> HttpBody:
+        asked = RevokeKeyRequest(key_id=request.key_id)
+        return await self._ask(self._natives.keys.RevokeKey, asked, request.body, context)
+
+    async def ReplayDeadLetters(self, request: WebhookCall, context: Any) -> HttpBody:
+        asked = ReplayDeadLettersRequest(webhook=request.webhook)
+        return await self._ask(self._natives.webhooks.ReplayDeadLetters, asked, request.body, context)
+
+    async def TestWebhook(self, request: WebhookCall, context: Any) -> HttpBody:
+        asked = TestWebhookRequest(webhook=request.webhook)
+        return await self._ask(self._natives.webhooks.TestWebhook, asked, request.body, context)
+
+    async def _ask(
+        self,
+        ask: Callable[[Asked, Any], Awaitable[Message]],
+        asked: Asked,
+        body: HttpBody,
+        context: Any,
+        *,
+        optional: bool = True,
+    ) -> HttpBody:
+        """What a method of gRPC answers to `asked`, of which a body says the rest; `optional`: or nothing."""
+
+        async def answer() -> bytes:
+            request = read_body(self._facade.measure(body), asked, optional=optional)
+            return encode_message(await ask(request, context))
 
         return await self._facade.answer(context, answer)
 

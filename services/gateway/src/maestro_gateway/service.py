@@ -27,9 +27,9 @@ from maestro_gateway.chat_service import ChatService
 from maestro_gateway.embedding_service import EmbeddingService
 from maestro_gateway.events.service import SUBSCRIBE, subscriptions
 from maestro_gateway.files import FileDoor, FileService, FilesOfJobs, keeping_files
-from maestro_gateway.http_service import HttpService
+from maestro_gateway.http_service import HttpService, Natives
 from maestro_gateway.identity.door import authenticator, identities
-from maestro_gateway.jobs import STREAM_RESULTS, JobRest, running_jobs
+from maestro_gateway.jobs import STREAM_RESULTS, running_jobs
 from maestro_gateway.keep import keeping
 from maestro_gateway.key_service import KeyService
 from maestro_gateway.ledger import Ledger, Usage
@@ -51,7 +51,9 @@ from maestro_gateway.websocket import SocketServer
 from maestro_sdk.mesh.backends import Backends
 from maestro_sdk.mesh.dispatch import Dispatcher
 from maestro_sdk.mesh.watch import Patience, RouteWatcher
-from maestro_sdk.service.events import MESH, EventPublisher, EventReader, new_event
+from maestro_sdk.service.event_publisher import EventPublisher
+from maestro_sdk.service.event_reader import EventReader
+from maestro_sdk.service.events import MESH, new_event
 from maestro_sdk.service.health import Health
 from maestro_sdk.service.peer import Peer
 from maestro_sdk.service.replica import in_turn, process_name
@@ -81,7 +83,7 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
             EventReader.from_config(config, "gateway") as events,
             Ledger.from_config(config) as ledger,
             keeping(config) as keep,
-            caching(config) as cache,
+            caching(config.nats.url) as cache,
             keeping_files(config, acts := Acts(publisher.publish)) as files,
             identities(config) as (keys, ring),
             refusing(publisher.publish) as refusals,
@@ -171,7 +173,10 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                 jobs = await stack.enter_async_context(
                     running_jobs(config, mesh, name, FilesOfJobs(files), publisher, limiter.most_jobs, acts)
                 )
-                rest = HttpService(mesh, records, usage, JobRest(jobs), max_body=settings.max_body, ping=settings.ping)
+                natives = Natives(
+                    jobs, KeyService(ring, acts), UsageService(usage, audit, desk), WebhookService(office)
+                )
+                rest = HttpService(mesh, records, usage, natives, max_body=settings.max_body, ping=settings.ping)
                 yield Service(
                     address=settings.address,
                     servicers=[
@@ -180,10 +185,10 @@ async def gateway(config: Config) -> AsyncGenerator[Service]:
                         FileService(files),
                         ModelService(watcher),
                         StreamService(mesh),
-                        KeyService(ring, acts),
-                        UsageService(usage, audit, desk),
+                        natives.keys,
+                        natives.usage,
                         event_service,
-                        WebhookService(office),
+                        natives.webhooks,
                         rest,
                         openai,
                         anthropic,

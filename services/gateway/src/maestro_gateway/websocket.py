@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -26,10 +25,10 @@ from maestro_gateway.identity.door import Refused, owner_of, tell_nobody
 from maestro_gateway.identity.keys import Unfamiliar
 from maestro_gateway.identity.scopes import scope_of_path
 from maestro_gateway.identity.sittings import Sittings
-from maestro_gateway.json_codec.answer import encode_error
 from maestro_gateway.mesh import Mesh
 from maestro_gateway.reference import serve_reference
-from maestro_sdk.errors import Internal, InvalidRequest, MaestroError, NotFound, Unauthenticated
+from maestro_gateway.refusal import nowhere, read_on, refuse, require_served
+from maestro_sdk.errors import Internal, InvalidRequest, MaestroError
 from maestro_sdk.service.health import Health
 from maestro_sdk.tracing import REQUEST_ID_KEY, TRACEPARENT_KEY, Call, call_from_metadata
 
@@ -37,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _PROTOCOL = "maestro"
 _BEARER = "bearer."
+_PARAMETER = "access_token"
 _WRITE_LIMIT = 64 * 1024
 _CLOSING = 2.0
 """Seconds that a peer has to answer a close."""
@@ -164,6 +164,9 @@ class SocketServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         call, principal = await self._identify(request)
+        for name in request.query:
+            if name != _PARAMETER:
+                raise InvalidRequest.at(name[:64], f"is no parameter here; there is {_PARAMETER}")
         socket = self._socket(request)
         await socket.prepare(request)
         await self._run(ChatSocket(socket, self._mesh, call), principal)
@@ -203,7 +206,7 @@ class SocketServer:
             (name, request.headers[name]) for name in (REQUEST_ID_KEY, TRACEPARENT_KEY) if name in request.headers
         )
         enter_caller(Caller(request.headers, request.path, request.remote or ""))
-        key = key_in(request.headers) or _protocol_key(request) or request.query.get("access_token", "")
+        key = key_in(request.headers) or _protocol_key(request) or request.query.get(_PARAMETER, "")
         principal = None
         try:
             try:
@@ -236,37 +239,23 @@ class SocketServer:
     async def _tell_errors(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Errors before the upgrade get the shape of the REST API."""
+        """Errors before the upgrade get the shape of the REST API, or of the API whose client asks."""
         try:
+            require_served(request)
             return await handler(request)
         except MaestroError as error:
-            return _refusal(request, error)
+            return refuse(request, error)
         except web.HTTPException as error:
-            if error.status == 404:
-                return _refusal(request, NotFound(f"nothing is served at {request.path[:200]}"))
-            if error.status == 405:
-                return _refusal(request, NotFound(f"nothing is served at {request.method[:16]} {request.path[:200]}"))
+            if error.status in (404, 405):
+                await read_on(request)
+                return refuse(request, nowhere(request))
             raise
         except Exception:
             log.exception("unexpected error on %s", request.path)
-            return _refusal(request, Internal("internal error; the log of the gateway tells more"))
+            return refuse(request, Internal("internal error; the log of the gateway tells more"))
 
 
 def _protocol_key(request: web.Request) -> str:
     offered = request.headers.get("sec-websocket-protocol", "")
     found = (protocol.strip() for protocol in offered.split(","))
     return next((protocol.removeprefix(_BEARER) for protocol in found if protocol.startswith(_BEARER)), "")
-
-
-def _refusal(request: web.Request, error: MaestroError) -> web.Response:
-    request_id = call_from_metadata(
-        (name, request.headers[name]) for name in (REQUEST_ID_KEY,) if name in request.headers
-    ).request_id
-    headers = {REQUEST_ID_KEY: request_id}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after))
-    if isinstance(error, Unauthenticated):
-        headers["www-authenticate"] = "Bearer"
-    return web.Response(
-        status=error.http_status, body=encode_error(error, request_id), content_type="application/json", headers=headers
-    )

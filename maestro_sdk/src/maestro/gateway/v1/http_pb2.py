@@ -28,7 +28,7 @@ from maestro.job.v1 import job_pb2 as maestro_dot_job_dot_v1_dot_job__pb2
 from maestro.usage.v1 import usage_pb2 as maestro_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmaestro/gateway/v1/http.proto\x12\x12maestro.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x18maestro/job/v1/job.proto\x1a\x1cmaestro/usage/v1/usage.proto\"A\n\x11\x46ollowChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x05R\x05\x61\x66ter\"(\n\x0e\x45ndChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\"\x13\n\x11ListModelsRequest\"\x15\n\x13ListBackendsRequest\"\x1a\n\x18GetProviderHealthRequest2\xbe\x08\n\x0bHttpService\x12I\n\x04\x43hat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/chat:\x01*0\x01\x12X\n\x0c\x45stimateChat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/chat:estimate:\x01*\x12m\n\nFollowChat\x12%.maestro.gateway.v1.FollowChatRequest\x1a\x14.google.api.HttpBody\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/chat/{stream}/events0\x01\x12^\n\x07\x45ndChat\x12\".maestro.gateway.v1.EndChatRequest\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/chat/{stream}\x12]\n\nListModels\x12%.maestro.gateway.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12j\n\x0cListBackends\x12\'.maestro.gateway.v1.ListBackendsRequest\x1a\x14.google.api.HttpBody\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/router/backends\x12T\n\x07\x45xplain\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/v1/router:explain:\x01*\x12u\n\x11GetProviderHealth\x12,.maestro.gateway.v1.GetProviderHealthRequest\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/health/providers\x12\x61\n\x0b\x45xportUsage\x12#.maestro.usage.v1.QueryUsageRequest\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/usage.csv0\x01\x12L\n\tCreateJob\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/jobs:\x01*\x12r\n\x0eListJobResults\x12%.maestro.job.v1.ListJobResultsRequest\x1a\x14.google.api.HttpBody\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/jobs/{job_id}/results0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmaestro/gateway/v1/http.proto\x12\x12maestro.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x18maestro/job/v1/job.proto\x1a\x1cmaestro/usage/v1/usage.proto\"A\n\x11\x46ollowChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x05R\x05\x61\x66ter\"(\n\x0e\x45ndChatRequest\x12\x16\n\x06stream\x18\x01 \x01(\tR\x06stream\"p\n\x11ListModelsRequest\x12\x19\n\x05limit\x18\x01 \x01(\x05H\x00R\x05limit\x88\x01\x01\x12\x19\n\x08\x61\x66ter_id\x18\x02 \x01(\tR\x07\x61\x66terId\x12\x1b\n\tbefore_id\x18\x03 \x01(\tR\x08\x62\x65\x66oreIdB\x08\n\x06_limit\"\'\n\x0fGetModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"\x15\n\x13ListBackendsRequest\"\x1a\n\x18GetProviderHealthRequest\"J\n\x07JobCall\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12(\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBodyR\x04\x62ody\"J\n\x07KeyCall\x12\x15\n\x06key_id\x18\x01 \x01(\tR\x05keyId\x12(\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBodyR\x04\x62ody\"Q\n\x0bWebhookCall\x12\x18\n\x07webhook\x18\x01 \x01(\tR\x07webhook\x12(\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBodyR\x04\x62ody2\xef\x0e\n\x0bHttpService\x12I\n\x04\x43hat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/chat:\x01*0\x01\x12X\n\x0c\x45stimateChat\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/chat:estimate:\x01*\x12m\n\nFollowChat\x12%.maestro.gateway.v1.FollowChatRequest\x1a\x14.google.api.HttpBody\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/chat/{stream}/events0\x01\x12^\n\x07\x45ndChat\x12\".maestro.gateway.v1.EndChatRequest\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/chat/{stream}\x12]\n\nListModels\x12%.maestro.gateway.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x64\n\x08GetModel\x12#.maestro.gateway.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/models/{model=**}\x12j\n\x0cListBackends\x12\'.maestro.gateway.v1.ListBackendsRequest\x1a\x14.google.api.HttpBody\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/router/backends\x12T\n\x07\x45xplain\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/v1/router:explain:\x01*\x12u\n\x11GetProviderHealth\x12,.maestro.gateway.v1.GetProviderHealthRequest\x1a\x14.google.api.HttpBody\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/health/providers\x12\x61\n\x0b\x45xportUsage\x12#.maestro.usage.v1.QueryUsageRequest\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/usage.csv0\x01\x12L\n\tCreateJob\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/jobs:\x01*\x12r\n\x0eListJobResults\x12%.maestro.job.v1.ListJobResultsRequest\x1a\x14.google.api.HttpBody\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/jobs/{job_id}/results0\x01\x12\x66\n\tCancelJob\x12\x1b.maestro.gateway.v1.JobCall\x1a\x14.google.api.HttpBody\"&\x82\xd3\xe4\x93\x02 \"\x18/v1/jobs/{job_id}:cancel:\x04\x62ody\x12Y\n\x0c\x45stimateCost\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/v1/usage:estimate:\x01*\x12L\n\tCreateKey\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\"\x08/v1/keys:\x01*\x12\x66\n\tRotateKey\x12\x1b.maestro.gateway.v1.KeyCall\x1a\x14.google.api.HttpBody\"&\x82\xd3\xe4\x93\x02 \"\x18/v1/keys/{key_id}:rotate:\x04\x62ody\x12\x66\n\tRevokeKey\x12\x1b.maestro.gateway.v1.KeyCall\x1a\x14.google.api.HttpBody\"&\x82\xd3\xe4\x93\x02 \"\x18/v1/keys/{key_id}:revoke:\x04\x62ody\x12w\n\x11ReplayDeadLetters\x12\x1f.maestro.gateway.v1.WebhookCall\x1a\x14.google.api.HttpBody\"+\x82\xd3\xe4\x93\x02%\"\x1d/v1/webhooks/{webhook}:replay:\x04\x62ody\x12o\n\x0bTestWebhook\x12\x1f.maestro.gateway.v1.WebhookCall\x1a\x14.google.api.HttpBody\")\x82\xd3\xe4\x93\x02#\"\x1b/v1/webhooks/{webhook}:test:\x04\x62odyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HTTPSERVICE'].methods_by_name['EndChat']._serialized_options = b'\202\323\344\223\002\023*\021/v1/chat/{stream}'
   _globals['_HTTPSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_HTTPSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
+  _globals['_HTTPSERVICE'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002\027\022\025/v1/models/{model=**}'
   _globals['_HTTPSERVICE'].methods_by_name['ListBackends']._loaded_options = None
   _globals['_HTTPSERVICE'].methods_by_name['ListBackends']._serialized_options = b'\202\323\344\223\002\025\022\023/v1/router/backends'
   _globals['_HTTPSERVICE'].methods_by_name['Explain']._loaded_options = None
@@ -57,16 +59,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HTTPSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\202\323\344\223\002\r\"\010/v1/jobs:\001*'
   _globals['_HTTPSERVICE'].methods_by_name['ListJobResults']._loaded_options = None
   _globals['_HTTPSERVICE'].methods_by_name['ListJobResults']._serialized_options = b'\202\323\344\223\002\033\022\031/v1/jobs/{job_id}/results'
+  _globals['_HTTPSERVICE'].methods_by_name['CancelJob']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\202\323\344\223\002 \"\030/v1/jobs/{job_id}:cancel:\004body'
+  _globals['_HTTPSERVICE'].methods_by_name['EstimateCost']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['EstimateCost']._serialized_options = b'\202\323\344\223\002\027\"\022/v1/usage:estimate:\001*'
+  _globals['_HTTPSERVICE'].methods_by_name['CreateKey']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['CreateKey']._serialized_options = b'\202\323\344\223\002\r\"\010/v1/keys:\001*'
+  _globals['_HTTPSERVICE'].methods_by_name['RotateKey']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['RotateKey']._serialized_options = b'\202\323\344\223\002 \"\030/v1/keys/{key_id}:rotate:\004body'
+  _globals['_HTTPSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\202\323\344\223\002 \"\030/v1/keys/{key_id}:revoke:\004body'
+  _globals['_HTTPSERVICE'].methods_by_name['ReplayDeadLetters']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['ReplayDeadLetters']._serialized_options = b'\202\323\344\223\002%\"\035/v1/webhooks/{webhook}:replay:\004body'
+  _globals['_HTTPSERVICE'].methods_by_name['TestWebhook']._loaded_options = None
+  _globals['_HTTPSERVICE'].methods_by_name['TestWebhook']._serialized_options = b'\202\323\344\223\002#\"\033/v1/webhooks/{webhook}:test:\004body'
   _globals['_FOLLOWCHATREQUEST']._serialized_start=166
   _globals['_FOLLOWCHATREQUEST']._serialized_end=231
   _globals['_ENDCHATREQUEST']._serialized_start=233
   _globals['_ENDCHATREQUEST']._serialized_end=273
   _globals['_LISTMODELSREQUEST']._serialized_start=275
-  _globals['_LISTMODELSREQUEST']._serialized_end=294
-  _globals['_LISTBACKENDSREQUEST']._serialized_start=296
-  _globals['_LISTBACKENDSREQUEST']._serialized_end=317
-  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_start=319
-  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_end=345
-  _globals['_HTTPSERVICE']._serialized_start=348
-  _globals['_HTTPSERVICE']._serialized_end=1434
+  _globals['_LISTMODELSREQUEST']._serialized_end=387
+  _globals['_GETMODELREQUEST']._serialized_start=389
+  _globals['_GETMODELREQUEST']._serialized_end=428
+  _globals['_LISTBACKENDSREQUEST']._serialized_start=430
+  _globals['_LISTBACKENDSREQUEST']._serialized_end=451
+  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_start=453
+  _globals['_GETPROVIDERHEALTHREQUEST']._serialized_end=479
+  _globals['_JOBCALL']._serialized_start=481
+  _globals['_JOBCALL']._serialized_end=555
+  _globals['_KEYCALL']._serialized_start=557
+  _globals['_KEYCALL']._serialized_end=631
+  _globals['_WEBHOOKCALL']._serialized_start=633
+  _globals['_WEBHOOKCALL']._serialized_end=714
+  _globals['_HTTPSERVICE']._serialized_start=717
+  _globals['_HTTPSERVICE']._serialized_end=2620
 # @@protoc_insertion_point(module_scope)

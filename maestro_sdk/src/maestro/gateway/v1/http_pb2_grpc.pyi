@@ -49,6 +49,8 @@ class HttpServiceStub:
     """Ends a resumable stream at once, down to the provider."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_http_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]
     """Lists the models and routes that the caller may use."""
+    GetModel: _grpc.UnaryUnaryMultiCallable[_http_pb2.GetModelRequest, _httpbody_pb2.HttpBody]
+    """Tells of one model as the list does, or of a route."""
     ListBackends: _grpc.UnaryUnaryMultiCallable[_http_pb2.ListBackendsRequest, _httpbody_pb2.HttpBody]
     """Lists the backends with their state."""
     Explain: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
@@ -63,6 +65,24 @@ class HttpServiceStub:
     """
     ListJobResults: _grpc.UnaryStreamMultiCallable[_job_pb2.ListJobResultsRequest, _httpbody_pb2.HttpBody]
     """Lists the results that are there, in the order in which items ended, each in the shape in which its item was asked."""
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_http_pb2.JobCall, _httpbody_pb2.HttpBody]
+    """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
+    EstimateCost: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """Estimates before a call what it would cost; calls no model."""
+    CreateKey: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """Makes a key. The answer is the only place where its secret ever stands."""
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_http_pb2.KeyCall, _httpbody_pb2.HttpBody]
+    """Gives a key a new secret. The old one is good for the time of grace, so that callers can be changed over one by one."""
+    RevokeKey: _grpc.UnaryUnaryMultiCallable[_http_pb2.KeyCall, _httpbody_pb2.HttpBody]
+    """Ends a key at once and for good, with its secrets in grace. A key that is revoked already is returned unchanged."""
+    ReplayDeadLetters: _grpc.UnaryUnaryMultiCallable[_http_pb2.WebhookCall, _httpbody_pb2.HttpBody]
+    """Delivers dead letters again, oldest first, one after the other and each once. What is delivered is no dead letter any more. Ends
+    with the first that fails: the receiver is asked to be well first.
+    """
+    TestWebhook: _grpc.UnaryUnaryMultiCallable[_http_pb2.WebhookCall, _httpbody_pb2.HttpBody]
+    """Sends a signed message of the type "webhook.test" once, and tells what became of it. A success also puts a webhook back into
+    service that its receiver had ended by the status 410.
+    """
 
 @_typing.type_check_only
 class HttpServiceAsyncStub(HttpServiceStub):
@@ -82,6 +102,8 @@ class HttpServiceAsyncStub(HttpServiceStub):
     """Ends a resumable stream at once, down to the provider."""
     ListModels: _aio.UnaryUnaryMultiCallable[_http_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Lists the models and routes that the caller may use."""
+    GetModel: _aio.UnaryUnaryMultiCallable[_http_pb2.GetModelRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Tells of one model as the list does, or of a route."""
     ListBackends: _aio.UnaryUnaryMultiCallable[_http_pb2.ListBackendsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Lists the backends with their state."""
     Explain: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -96,6 +118,24 @@ class HttpServiceAsyncStub(HttpServiceStub):
     """
     ListJobResults: _aio.UnaryStreamMultiCallable[_job_pb2.ListJobResultsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Lists the results that are there, in the order in which items ended, each in the shape in which its item was asked."""
+    CancelJob: _aio.UnaryUnaryMultiCallable[_http_pb2.JobCall, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
+    EstimateCost: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Estimates before a call what it would cost; calls no model."""
+    CreateKey: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Makes a key. The answer is the only place where its secret ever stands."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_http_pb2.KeyCall, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Gives a key a new secret. The old one is good for the time of grace, so that callers can be changed over one by one."""
+    RevokeKey: _aio.UnaryUnaryMultiCallable[_http_pb2.KeyCall, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Ends a key at once and for good, with its secrets in grace. A key that is revoked already is returned unchanged."""
+    ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_http_pb2.WebhookCall, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Delivers dead letters again, oldest first, one after the other and each once. What is delivered is no dead letter any more. Ends
+    with the first that fails: the receiver is asked to be well first.
+    """
+    TestWebhook: _aio.UnaryUnaryMultiCallable[_http_pb2.WebhookCall, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Sends a signed message of the type "webhook.test" once, and tells what became of it. A success also puts a webhook back into
+    service that its receiver had ended by the status 410.
+    """
 
 class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves the REST facade behind Envoy's transcoder. Bodies are JSON of the gateway's own making (`HttpBody`), so that unary and
@@ -142,6 +182,14 @@ class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Lists the models and routes that the caller may use."""
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _http_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Tells of one model as the list does, or of a route."""
 
     @_abc_1.abstractmethod
     def ListBackends(
@@ -192,5 +240,65 @@ class HttpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody], _abc.Awaitable[None]]:
         """Lists the results that are there, in the order in which items ended, each in the shape in which its item was asked."""
+
+    @_abc_1.abstractmethod
+    def CancelJob(
+        self,
+        request: _http_pb2.JobCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
+
+    @_abc_1.abstractmethod
+    def EstimateCost(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Estimates before a call what it would cost; calls no model."""
+
+    @_abc_1.abstractmethod
+    def CreateKey(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Makes a key. The answer is the only place where its secret ever stands."""
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _http_pb2.KeyCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Gives a key a new secret. The old one is good for the time of grace, so that callers can be changed over one by one."""
+
+    @_abc_1.abstractmethod
+    def RevokeKey(
+        self,
+        request: _http_pb2.KeyCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Ends a key at once and for good, with its secrets in grace. A key that is revoked already is returned unchanged."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetters(
+        self,
+        request: _http_pb2.WebhookCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Delivers dead letters again, oldest first, one after the other and each once. What is delivered is no dead letter any more. Ends
+        with the first that fails: the receiver is asked to be well first.
+        """
+
+    @_abc_1.abstractmethod
+    def TestWebhook(
+        self,
+        request: _http_pb2.WebhookCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Sends a signed message of the type "webhook.test" once, and tells what became of it. A success also puts a webhook back into
+        service that its receiver had ended by the status 410.
+        """
 
 def add_HttpServiceServicer_to_server(servicer: HttpServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

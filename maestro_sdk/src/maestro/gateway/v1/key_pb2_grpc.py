@@ -28,7 +28,8 @@ if _version_not_supported:
 class KeyServiceStub:
     """Keeps the keys that callers present. Callers need the scope "admin" and see the keys of their own tenant; those with the scope
     "operator" see and make keys of every tenant. A change holds at every gateway within a quarter of a second. Keys that the
-    configuration names are not listed here: the configuration is where they are made and taken back.
+    configuration names are not listed here: the configuration is where they are made and taken back. What has a body over HTTP is
+    served there by the methods of the same names of `HttpService`.
     """
 
     def __init__(self, channel):
@@ -62,7 +63,8 @@ class KeyServiceStub:
 class KeyServiceServicer:
     """Keeps the keys that callers present. Callers need the scope "admin" and see the keys of their own tenant; those with the scope
     "operator" see and make keys of every tenant. A change holds at every gateway within a quarter of a second. Keys that the
-    configuration names are not listed here: the configuration is where they are made and taken back.
+    configuration names are not listed here: the configuration is where they are made and taken back. What has a body over HTTP is
+    served there by the methods of the same names of `HttpService`.
     """
 
     def CreateKey(self, request, context):
@@ -127,7 +129,8 @@ def add_KeyServiceServicer_to_server(servicer, server):
 class KeyService:
     """Keeps the keys that callers present. Callers need the scope "admin" and see the keys of their own tenant; those with the scope
     "operator" see and make keys of every tenant. A change holds at every gateway within a quarter of a second. Keys that the
-    configuration names are not listed here: the configuration is where they are made and taken back.
+    configuration names are not listed here: the configuration is where they are made and taken back. What has a body over HTTP is
+    served there by the methods of the same names of `HttpService`.
     """
 
     @staticmethod

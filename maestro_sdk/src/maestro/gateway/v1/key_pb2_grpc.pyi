@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class KeyServiceStub:
     """Keeps the keys that callers present. Callers need the scope "admin" and see the keys of their own tenant; those with the scope
     "operator" see and make keys of every tenant. A change holds at every gateway within a quarter of a second. Keys that the
-    configuration names are not listed here: the configuration is where they are made and taken back.
+    configuration names are not listed here: the configuration is where they are made and taken back. What has a body over HTTP is
+    served there by the methods of the same names of `HttpService`.
     """
 
     @_typing.overload
@@ -49,7 +50,8 @@ class KeyServiceStub:
 class KeyServiceAsyncStub(KeyServiceStub):
     """Keeps the keys that callers present. Callers need the scope "admin" and see the keys of their own tenant; those with the scope
     "operator" see and make keys of every tenant. A change holds at every gateway within a quarter of a second. Keys that the
-    configuration names are not listed here: the configuration is where they are made and taken back.
+    configuration names are not listed here: the configuration is where they are made and taken back. What has a body over HTTP is
+    served there by the methods of the same names of `HttpService`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -65,7 +67,8 @@ class KeyServiceAsyncStub(KeyServiceStub):
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the keys that callers present. Callers need the scope "admin" and see the keys of their own tenant; those with the scope
     "operator" see and make keys of every tenant. A change holds at every gateway within a quarter of a second. Keys that the
-    configuration names are not listed here: the configuration is where they are made and taken back.
+    configuration names are not listed here: the configuration is where they are made and taken back. What has a body over HTTP is
+    served there by the methods of the same names of `HttpService`.
     """
 
     @_abc_1.abstractmethod

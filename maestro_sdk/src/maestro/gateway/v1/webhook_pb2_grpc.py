@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class WebhookServiceStub:
     """Tells of the webhooks that the configuration gives a tenant, and of what they could not deliver. Callers need the scope "admin" and
-    see the webhooks of their own tenant; those with the scope "operator" may name another one.
+    see the webhooks of their own tenant; those with the scope "operator" may name another one. What has a body over HTTP is served
+    there by the methods of the same names of `HttpService`.
     """
 
     def __init__(self, channel):
@@ -60,7 +61,8 @@ class WebhookServiceStub:
 
 class WebhookServiceServicer:
     """Tells of the webhooks that the configuration gives a tenant, and of what they could not deliver. Callers need the scope "admin" and
-    see the webhooks of their own tenant; those with the scope "operator" may name another one.
+    see the webhooks of their own tenant; those with the scope "operator" may name another one. What has a body over HTTP is served
+    there by the methods of the same names of `HttpService`.
     """
 
     def ListWebhooks(self, request, context):
@@ -126,7 +128,8 @@ def add_WebhookServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class WebhookService:
     """Tells of the webhooks that the configuration gives a tenant, and of what they could not deliver. Callers need the scope "admin" and
-    see the webhooks of their own tenant; those with the scope "operator" may name another one.
+    see the webhooks of their own tenant; those with the scope "operator" may name another one. What has a body over HTTP is served
+    there by the methods of the same names of `HttpService`.
     """
 
     @staticmethod

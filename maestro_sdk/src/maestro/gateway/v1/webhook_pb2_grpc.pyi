@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class WebhookServiceStub:
     """Tells of the webhooks that the configuration gives a tenant, and of what they could not deliver. Callers need the scope "admin" and
-    see the webhooks of their own tenant; those with the scope "operator" may name another one.
+    see the webhooks of their own tenant; those with the scope "operator" may name another one. What has a body over HTTP is served
+    there by the methods of the same names of `HttpService`.
     """
 
     @_typing.overload
@@ -51,7 +52,8 @@ class WebhookServiceStub:
 @_typing.type_check_only
 class WebhookServiceAsyncStub(WebhookServiceStub):
     """Tells of the webhooks that the configuration gives a tenant, and of what they could not deliver. Callers need the scope "admin" and
-    see the webhooks of their own tenant; those with the scope "operator" may name another one.
+    see the webhooks of their own tenant; those with the scope "operator" may name another one. What has a body over HTTP is served
+    there by the methods of the same names of `HttpService`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -70,7 +72,8 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
 
 class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells of the webhooks that the configuration gives a tenant, and of what they could not deliver. Callers need the scope "admin" and
-    see the webhooks of their own tenant; those with the scope "operator" may name another one.
+    see the webhooks of their own tenant; those with the scope "operator" may name another one. What has a body over HTTP is served
+    there by the methods of the same names of `HttpService`.
     """
 
     @_abc_1.abstractmethod

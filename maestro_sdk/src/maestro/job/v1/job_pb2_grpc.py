@@ -97,6 +97,7 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged.
+        Over HTTP it is `maestro.gateway.v1.HttpService.CancelJob`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class JobServiceStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]
-    """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
+    """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged.
+    Over HTTP it is `maestro.gateway.v1.HttpService.CancelJob`.
+    """
     ListJobResults: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobResultsRequest, _job_pb2.ListJobResultsResponse]
     """Lists the results that are there, in the order in which items ended; works while the job is under way. Over HTTP it is
     `maestro.gateway.v1.HttpService.ListJobResults`.
@@ -70,7 +72,9 @@ class JobServiceAsyncStub(JobServiceStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
+    """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged.
+    Over HTTP it is `maestro.gateway.v1.HttpService.CancelJob`.
+    """
     ListJobResults: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobResultsRequest, _job_pb2.ListJobResultsResponse]  # type: ignore[assignment]
     """Lists the results that are there, in the order in which items ended; works while the job is under way. Over HTTP it is
     `maestro.gateway.v1.HttpService.ListJobResults`.
@@ -117,7 +121,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged."""
+        """Cancels a job: items that wait are cancelled, items under way are stopped. A job that is over is returned unchanged.
+        Over HTTP it is `maestro.gateway.v1.HttpService.CancelJob`.
+        """
 
     @_abc_1.abstractmethod
     def ListJobResults(

@@ -95,7 +95,7 @@ class UsageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EstimateCost(self, request, context):
-        """Estimates before a call what it would cost; calls no model.
+        """Estimates before a call what it would cost; calls no model. Over HTTP it is `maestro.gateway.v1.HttpService.EstimateCost`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class UsageServiceStub:
     ListBudgets: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListBudgetsRequest, _usage_pb2.ListBudgetsResponse]
     """Lists the budgets of the caller's tenant with what is spent of them. Operators also see those that tenants share."""
     EstimateCost: _grpc.UnaryUnaryMultiCallable[_usage_pb2.EstimateCostRequest, _usage_pb2.EstimateCostResponse]
-    """Estimates before a call what it would cost; calls no model."""
+    """Estimates before a call what it would cost; calls no model. Over HTTP it is `maestro.gateway.v1.HttpService.EstimateCost`."""
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -58,7 +58,7 @@ class UsageServiceAsyncStub(UsageServiceStub):
     ListBudgets: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListBudgetsRequest, _usage_pb2.ListBudgetsResponse]  # type: ignore[assignment]
     """Lists the budgets of the caller's tenant with what is spent of them. Operators also see those that tenants share."""
     EstimateCost: _aio.UnaryUnaryMultiCallable[_usage_pb2.EstimateCostRequest, _usage_pb2.EstimateCostResponse]  # type: ignore[assignment]
-    """Estimates before a call what it would cost; calls no model."""
+    """Estimates before a call what it would cost; calls no model. Over HTTP it is `maestro.gateway.v1.HttpService.EstimateCost`."""
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells what was used, what it cost, and who did what. Callers see their own tenant; only operators see more."""
@@ -101,6 +101,6 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_pb2.EstimateCostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.EstimateCostResponse, _abc.Awaitable[_usage_pb2.EstimateCostResponse]]:
-        """Estimates before a call what it would cost; calls no model."""
+        """Estimates before a call what it would cost; calls no model. Over HTTP it is `maestro.gateway.v1.HttpService.EstimateCost`."""
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

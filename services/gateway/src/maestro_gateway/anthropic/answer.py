@@ -78,12 +78,15 @@ def encode_error(error: MaestroError, request_id: str) -> bytes:
     status = STATUSES.get(error.reason, error.http_status)
     fields = "; ".join(f"{each.field}: {each.message}" for each in error.violations)
     message = error.message if not fields or fields in error.message else f"{error.message}: {fields}"
+    code = error.metadata.get("error_code")
+    details = {"error_code": code, "unsupported": [each.field for each in error.violations]}
     return orjson.dumps(
         {
             "type": "error",
             "error": {
                 "type": _KINDS.get(status, "invalid_request_error" if status < 500 else "api_error"),
                 "message": message,
+                **({"details": details} if code else {}),
                 "maestro": {"reason": error.reason, "retryable": error.retryable},
             },
             "request_id": request_id,

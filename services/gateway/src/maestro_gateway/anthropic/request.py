@@ -29,6 +29,7 @@ from maestro_gateway.json_codec.decoder import (
 )
 from maestro_gateway.json_codec.document import parse_object
 from maestro_gateway.json_codec.parts import compiler
+from maestro_sdk.errors import InvalidRequest, Violation
 from maestro_sdk.service.interceptors import validate
 
 OWN = "anthropic"
@@ -317,6 +318,14 @@ def _stop(body: _Body, value: Any, path: Path) -> None:
     body.request.stop.extend(read_text(item, (path, n)) for n, item in enumerate(cast("list[Any]", value)))
 
 
+def _thread(body: _Body, value: Any, path: Path) -> None:
+    # To answer what stands behind a thread without its history would be an answer to something else. By the code and
+    # the field, Anthropic's own tool loops learn to send their whole history.
+    message = "conversations are not kept here: send all their messages, without a thread"
+    told = [Violation("thread", message)]
+    raise InvalidRequest(f"thread: {message}", violations=told, metadata={"error_code": "thread_unsupported_request"})
+
+
 def _routing(body: _Body, value: Any, path: Path) -> None:
     body.request.routing.SetInParent()
     _fill_routing(body.request.routing, value, path, body.reading)
@@ -359,6 +368,7 @@ _FIELDS: Mapping[str, _Read] = {
     "output_config": _output_config,
     "cache_control": _cache,
     "metadata": _metadata,
+    "thread": _thread,
     # The mesh's own field, which Anthropic's clients send as `extra_body`.
     "routing": _routing,
 }

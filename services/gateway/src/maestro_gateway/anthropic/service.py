@@ -13,6 +13,7 @@ from maestro_gateway.anthropic.answer import STATUSES, encode_error, encode_mess
 from maestro_gateway.anthropic.request import decode_message
 from maestro_gateway.anthropic.stream import MessageEvents
 from maestro_gateway.chat_service import ChatService
+from maestro_gateway.dialect import warnings_data
 from maestro_gateway.facade import JSON, Facade
 from maestro_gateway.limits import anthropic_headers
 from maestro_gateway.mesh import Mesh
@@ -24,21 +25,25 @@ _VERSIONS = ("2026-10-21", "2023-06-01")
 """What they differ in, sampling parameters, is taken of both: other providers obey them."""
 
 
+def anthropic_facade(mesh: Mesh, *, max_body: int, ping: float) -> Facade:
+    """Answers in HTTP bodies with Anthropic's errors and headers. `max_body` in bytes, `ping` in seconds."""
+    return Facade(
+        mesh,
+        encode_error,
+        max_body=max_body,
+        ping=ping,
+        statuses=STATUSES,
+        id_headers=("request-id", REQUEST_ID_KEY),
+        limit_headers=anthropic_headers,
+    )
+
+
 class AnthropicService(AnthropicServiceServicer):
     """Answers Anthropic's clients."""
 
     def __init__(self, mesh: Mesh, *, max_body: int, ping: float) -> None:
         """`max_body` in bytes, `ping` in seconds."""
-        ids = ("request-id", REQUEST_ID_KEY)
-        self._facade = Facade(
-            mesh,
-            encode_error,
-            max_body=max_body,
-            ping=ping,
-            statuses=STATUSES,
-            id_headers=ids,
-            limit_headers=anthropic_headers,
-        )
+        self._facade = anthropic_facade(mesh, max_body=max_body, ping=ping)
         self._chats = ChatService(mesh)
 
     @returns_last
@@ -62,7 +67,12 @@ class AnthropicService(AnthropicServiceServicer):
             headers = _check_version(context)
             asked = decode_message(facade.measure(request), counted=True, betas=headers.get("anthropic-beta", ""))
             counted = await self._chats.CountTokens(CountTokensRequest(request=asked.request), context)
-            facts = {"provider": counted.provider, "model": counted.model, "estimated": counted.estimated}
+            facts = {
+                "provider": counted.provider,
+                "model": counted.model,
+                "estimated": counted.estimated,
+                "warnings": warnings_data(asked.unknown, (), counted.provider, ()),
+            }
             return orjson.dumps({"input_tokens": counted.input_tokens, "maestro": facts})
 
         return await facade.answer(context, answer)

@@ -39,7 +39,8 @@ class AuditDesk:
         try:
             kept = await take(client, admitted().tenant, request.request_id)
         except FAILURES as error:
-            raise NoBackend(f"recorded content can't be read now: {error!r}", retry_after=1.0) from None
+            reason = "NATS does not answer" if isinstance(error, TimeoutError) else repr(error)
+            raise NoBackend(f"recorded content can't be read now: {reason}", retry_after=1.0) from None
         response = GetRequestContentResponse(
             request_id=request.request_id, content_digest=kept.digest, content_json=kept.content.decode()
         )

@@ -43,6 +43,7 @@ _SERVICES = {
     "MemoryService": "memory",
     "KeyService": "admin",
     "UsageService": "admin",
+    "WebhookService": "admin",
 }
 """Operations of refused calls, by the service that they asked for."""
 _ACTS = {"file": "file", "job": "job"}
@@ -51,6 +52,13 @@ _METHODS = {
     "/maestro.gateway.v1.HttpService/Chat": "chat",
     "/maestro.gateway.v1.HttpService/CreateJob": "job",
     "/maestro.gateway.v1.HttpService/ListJobResults": "job",
+    "/maestro.gateway.v1.HttpService/CancelJob": "job",
+    "/maestro.gateway.v1.HttpService/EstimateCost": "admin",
+    "/maestro.gateway.v1.HttpService/CreateKey": "admin",
+    "/maestro.gateway.v1.HttpService/RotateKey": "admin",
+    "/maestro.gateway.v1.HttpService/RevokeKey": "admin",
+    "/maestro.gateway.v1.HttpService/ReplayDeadLetters": "admin",
+    "/maestro.gateway.v1.HttpService/TestWebhook": "admin",
     "/v1/chat/stream": "chat",
 }
 

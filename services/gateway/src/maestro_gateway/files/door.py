@@ -25,6 +25,7 @@ from maestro_gateway.files.media import essence
 from maestro_gateway.files.record import FileRecord
 from maestro_gateway.files.service import SILENCE
 from maestro_gateway.identity import Principal
+from maestro_gateway.refusal import read_on
 from maestro_sdk.errors import InvalidRequest, MaestroError, Timeout, TooLarge
 from maestro_sdk.service.validation import validate
 from maestro_sdk.tracing import REQUEST_ID_KEY, Call, enter_call
@@ -41,9 +42,6 @@ _PIECE = 64 * 2**10
 _FIELD = 64 * 2**10
 """Bytes of all fields of a form together."""
 _MOST_FIELDS = 80
-_READ_ON = 1.0
-"""Seconds for which the rest of a refused upload is read on: many clients see no answer before they have sent all."""
-_READ_ON_BYTES = 64 * 2**20
 _UNSAID = ("application/octet-stream", "application/x-www-form-urlencoded")
 """Types that clients send when nobody told them one: then the name decides."""
 _PLAIN = ("", "binary", "8bit", "7bit")
@@ -106,7 +104,7 @@ class FileDoor:
             form = request.content_type == "multipart/form-data"
             file = await (self._upload_form(request, tenant) if form else self._upload_raw(request, tenant))
         except MaestroError as error:
-            await _read_on(request)
+            await read_on(request)
             raise as_fields(error) if isinstance(error, InvalidRequest) else error from None
         except ClientPayloadError:
             raise InvalidRequest("the body ended before all of it had come; nothing was kept") from None
@@ -136,7 +134,7 @@ class FileDoor:
                 # Then most of what may be wrong is known before the first byte.
                 known = read_header(fields)
                 if (earlier := await self._files.earlier(tenant, known.request_id)) is not None:
-                    await _read_on(request)
+                    await read_on(request)
                     return earlier
             return await self._store_part(tenant, parts, part, fields)
         except (ValueError, KeyError, AssertionError, BadHttpMessage, web.HTTPException) as error:
@@ -252,16 +250,6 @@ async def _soon(read: Callable[[], Awaitable[Result]]) -> Result:
             return await read()
     except TimeoutError:
         raise Timeout(f"nothing came for {SILENCE:.0f} seconds", counts_against_health=False) from None
-
-
-async def _read_on(request: web.Request) -> None:
-    """Reads the rest of a body, for a while."""
-    size = 0
-    # Whatever else is wrong with it: what was wrong first is told.
-    with suppress(Exception):
-        async with asyncio.timeout(_READ_ON):
-            while (data := await request.content.readany()) and size <= _READ_ON_BYTES:
-                size += len(data)
 
 
 def _fields_beside(request: web.Request) -> dict[str, str]:

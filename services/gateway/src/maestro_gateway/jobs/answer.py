@@ -1,4 +1,4 @@
-"""Jobs and their results as JSON: each result in the shape in which its item was asked. Pure."""
+"""Results of jobs as JSON: each in the shape in which its item was asked. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
-from google.protobuf.json_format import MessageToDict
 
-from maestro.job.v1.job_pb2 import Job, JobItemState, JobResult
+from maestro.job.v1.job_pb2 import JobItemState, JobResult
 from maestro.llm.v1.batch_pb2 import AnswerShape
 from maestro.llm.v1.chat_pb2 import ChatRequest
 from maestro.llm.v1.embedding_pb2 import EmbedRequest
@@ -27,11 +26,6 @@ _UNANSWERED = {
     ErrorReason.ERROR_REASON_TIMEOUT: "batch_expired",
 }
 """What OpenAI's batches say of lines that were never answered."""
-
-
-def encode_job(job: Job) -> bytes:
-    """A job."""
-    return _dumps(MessageToDict(job, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
 
 
 def encode_page(job_id: str, results: Iterable[JobResult], next_page_token: str) -> Iterator[bytes]:

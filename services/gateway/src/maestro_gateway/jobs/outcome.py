@@ -32,12 +32,11 @@ from maestro_sdk.errors import (
     TenantConcurrency,
     TenantRateLimited,
     Timeout,
-    UpstreamError,
     to_detail,
 )
 from maestro_sdk.mesh.spend import sum_costs, sum_usages
 from maestro_sdk.mesh.trail import Trail
-from maestro_sdk.service.telemetry import redacted
+from maestro_sdk.service.interceptors import hushed
 
 SUCCEEDED = pb.JobItemState.JOB_ITEM_STATE_SUCCEEDED
 FAILED = pb.JobItemState.JOB_ITEM_STATE_FAILED
@@ -182,9 +181,10 @@ def put_answer(result: pb.JobResult, item: BatchItem, answer: ChatResponse | Emb
 
 
 def error_from(detail: ErrorDetail) -> MaestroError:
-    """The error that a result holds."""
-    name = ErrorReason.Name(detail.reason).removeprefix("ERROR_REASON_")
-    return BY_REASON.get(name, UpstreamError)(
+    """The error that a result holds; `Internal` where its reason is not known here, as the contract has it."""
+    known = detail.reason in ErrorReason.values()
+    name = ErrorReason.Name(detail.reason).removeprefix("ERROR_REASON_") if known else ""
+    return BY_REASON.get(name, Internal)(
         detail.message,
         retryable=detail.retryable,
         failover=detail.failover,
@@ -195,10 +195,7 @@ def error_from(detail: ErrorDetail) -> MaestroError:
 
 def detail_of(error: MaestroError) -> ErrorDetail:
     """An error as a result holds it."""
-    detail = to_detail(error)
-    # Providers quote the key that they refuse.
-    detail.message = redacted(detail.message)
-    return detail
+    return to_detail(hushed(error))
 
 
 def incomplete(error: LookupError) -> MaestroError:

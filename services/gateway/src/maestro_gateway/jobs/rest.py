@@ -8,10 +8,10 @@ from typing import Any
 from maestro.job.v1 import job_pb2 as pb
 from maestro.llm.v1.batch_pb2 import BatchItem
 from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
-from maestro_gateway.jobs.answer import encode_job, encode_page
+from maestro_gateway.jobs.answer import encode_page
 from maestro_gateway.jobs.items import read_items
 from maestro_gateway.jobs.service import JobService
-from maestro_gateway.json_codec.contract import read_message
+from maestro_gateway.json_codec.contract import encode_message, read_message
 from maestro_gateway.json_codec.document import parse_object
 from maestro_sdk.service.validation import validate
 
@@ -40,7 +40,7 @@ class JobRest:
         request.ClearField("items")
         if values:
             request.items.extend(await read_items(values, _MOST_ITEMS))
-        return encode_job(await self._jobs.CreateJob(request, context))
+        return encode_message(await self._jobs.CreateJob(request, context))
 
     async def results(self, request: pb.ListJobResultsRequest, context: Any) -> Iterator[bytes]:
         """A page of results, piece by piece."""

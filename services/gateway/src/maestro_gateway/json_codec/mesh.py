@@ -1,4 +1,4 @@
-"""Models, backends, decisions and the health of providers as JSON. Pure: tables and messages in, bytes out."""
+"""Backends, decisions and the health of providers as JSON. Pure: tables and messages in, bytes out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import orjson
 
-from maestro.llm.v1.model_pb2 import Feature, Model, Support
+from maestro.llm.v1.chat_pb2 import Warning  # noqa: A004 - the contract's name
+from maestro.llm.v1.model_pb2 import Feature
 from maestro.llm.v1.usage_pb2 import RateLimit
 from maestro.router.v1 import router_pb2 as pb
 from maestro_gateway.json_codec.decoder import short_names
-from maestro_gateway.json_codec.encoder import plain
 from maestro_gateway.mesh import Routers
 from maestro_sdk.errors import MaestroError, to_json
 from maestro_sdk.mesh.breaker import Breaker, State
@@ -21,7 +21,6 @@ from maestro_sdk.mesh.needs import Needs, unmask
 from maestro_sdk.mesh.table import Backend, Table
 
 _FEATURES = short_names(Feature.DESCRIPTOR)
-_SUPPORTS = short_names(Support.DESCRIPTOR)
 _STATES = short_names(pb.BackendState.DESCRIPTOR)
 _ADAPTER_STATES = short_names(pb.AdapterState.DESCRIPTOR)
 _ABLE = (pb.BACKEND_STATE_ACTIVE, pb.BACKEND_STATE_HALF_OPEN)
@@ -43,39 +42,6 @@ class RouterView:
     def of(cls, routers: Routers, trouble: str) -> RouterView:
         """What the watcher knows now."""
         return cls(routers.address, trouble, routers.degraded, routers.table_age)
-
-
-def models_of(table: Table) -> list[Model]:
-    """Every model of the mesh once, by id, also where several adapters serve it."""
-    found: dict[str, Model] = {}
-    for backend in table.backends.values():
-        found.setdefault(backend.model, backend.message.model)
-    return [found[name] for name in sorted(found)]
-
-
-def encode_models(table: Table) -> bytes:
-    """The models in OpenAI's and Anthropic's list shape with our facts, and what else a request's `model` may say."""
-    data = [_model_data(model) for model in models_of(table)]
-    return orjson.dumps(
-        {
-            "object": "list",
-            "data": data,
-            "has_more": False,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "routes": [
-                {
-                    "name": route.name,
-                    "strategy": route.strategy,
-                    "models": list(dict.fromkeys(entry.backend.model for entry in route.targets.entries)),
-                    "missing": list(route.targets.missing),
-                }
-                for name, route in sorted(table.routes.items())
-                if name not in table.aliases
-            ],
-            "aliases": dict(sorted(table.aliases.items())),
-        }
-    )
 
 
 def encode_backends(
@@ -100,8 +66,13 @@ def encode_backends(
     )
 
 
-def encode_decision(decision: pb.Decision, needs: Needs, refusal: MaestroError | None) -> bytes:
-    """A decision: every candidate with its reason, and the error that the request would get when none is kept."""
+def encode_decision(
+    decision: pb.Decision, needs: Needs, refusal: MaestroError | None, warnings: Iterable[Warning]
+) -> bytes:
+    """A decision: every candidate with its reason, and the error that the request would get when none is kept.
+
+    `warnings` tell what of the request nobody knows.
+    """
     return orjson.dumps(
         {
             **decision_data(decision),
@@ -112,6 +83,7 @@ def encode_decision(decision: pb.Decision, needs: Needs, refusal: MaestroError |
                 "max_tokens": needs.max_tokens or None,
             },
             "error": to_json(refusal)["error"] if refusal is not None else None,
+            "warnings": [{"code": each.code, "message": each.message, "field": each.field} for each in warnings],
         }
     )
 
@@ -196,16 +168,6 @@ def _health_data(provider: str, backends: list[Backend], local: LocalState, now:
         "adapters": sorted({backend.adapter for backend in backends}),
         "troubles": troubles,
     }
-
-
-def _model_data(model: Model) -> dict[str, Any]:
-    data = plain(model)
-    data.update(object="model", owned_by=model.provider, type="model", display_name=model.name)
-    # Clients want a day of release, and nobody tells it here: Anthropic's word for that is the epoch.
-    data.update(created=0, created_at="1970-01-01T00:00:00Z")
-    data.update(max_input_tokens=model.context_window or None, max_tokens=model.max_output_tokens or None)
-    data["features"] = {_FEATURES[entry.feature]: _SUPPORTS.get(entry.support, "none") for entry in model.features}
-    return data
 
 
 def _backend_data(backend: pb.Backend, local: LocalState, now: float) -> dict[str, Any]:

@@ -230,15 +230,18 @@ class Chunks:
         return [*last, DONE]
 
 
-def encode_error(error: MaestroError, request_id: str) -> bytes:
-    """The body of an error; OpenAI's clients choose their exception class by the status that goes with it."""
+def encode_error(error: MaestroError, request_id: str, *, missing: str = "model_not_found") -> bytes:
+    """The body of an error; OpenAI's clients choose their exception class by the status that goes with it.
+
+    `missing` is the code of what was not found.
+    """
     return _dumps(
         {
             "error": {
                 "message": error.message,
                 "type": _type_of(error),
                 "param": error.violations[0].field if error.violations else None,
-                "code": _CODES.get(error.reason, error.reason.lower()),
+                "code": missing if error.reason == "NOT_FOUND" else _CODES.get(error.reason, error.reason.lower()),
                 "maestro": {"reason": error.reason, "retryable": error.retryable, "request_id": request_id},
             }
         }
@@ -253,7 +256,6 @@ _CODES: Mapping[str, str] = {
     "PROVIDER_QUOTA": "insufficient_quota",
     "BUDGET_EXHAUSTED": "insufficient_quota",
     "CONTENT_POLICY": "content_policy_violation",
-    "NOT_FOUND": "model_not_found",
 }
 
 

@@ -69,6 +69,7 @@ async def put(client: Client, hook: Hook, event: Event, data: bytes, attempts: i
         "Maestro-Attempts": str(attempts),
         "Maestro-Status": str(failed.status or ""),
         "Maestro-Reason": _UNSENDABLE.sub(" ", failed.reason)[:_LONGEST],
+        "Maestro-Sequence": str(event.sequence),
         "Maestro-Time": f"{time.time():.3f}",
     }
     await client.jetstream(timeout=_ANSWER).publish(_subject(hook.tenant, hook.name), data, headers=headers)
@@ -93,7 +94,7 @@ async def one(client: Client, tenant: str, name: str, number: int) -> Letter | N
 
 
 def _read(number: int, data: bytes, headers: Mapping[str, str]) -> Letter | None:
-    event = decoded(0, data)
+    event = decoded(int(headers.get("Maestro-Sequence", "0")), data)
     if event is None:
         return None
     status = headers.get("Maestro-Status", "")
