@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, cast
 
-import nats
+import nats.aio.client
 import nats.errors
 import nats.js.errors
 from nats.js import api
@@ -40,6 +40,23 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+class _Connection(nats.aio.client.Client):
+    """The client of NATS, which by itself leaves a socket open on which a server did not greet as it should.
+
+    It also tries again for ever when it was closed at the moment of a refusal.
+    """
+
+    async def _connect_to_server(self, s: Any) -> None:
+        heed_cancellation()
+        self.hang_up()
+        await super()._connect_to_server(s)
+
+    def hang_up(self) -> None:
+        """Closes the socket of the last try."""
+        if self._transport is not None:
+            self._transport.close()
 
 
 class Link:
@@ -101,8 +118,9 @@ class Link:
                 self._changed()
             _log.debug("nats: %s", error)
 
-        connect = cast("Any", nats).connect
-        connecting: asyncio.Task[Client] = asyncio.create_task(
+        client = _Connection()
+        connect = cast("Any", client).connect
+        connecting: asyncio.Task[None] = asyncio.create_task(
             connect(
                 self._url,
                 **login_at(self._url),
@@ -123,10 +141,13 @@ class Link:
             while not connecting.done():
                 connecting.cancel()
                 await asyncio.wait((connecting,), timeout=_RETRY)
-            if not connecting.cancelled() and connecting.exception() is None:
-                self.client = connecting.result()
+            if connecting.cancelled() or connecting.exception() is not None:
+                client.hang_up()
+            else:
+                self.client = client
             raise
-        return connecting.result()
+        connecting.result()
+        return client
 
     async def _prepare(self, client: Client, prepare: Callable[[Client], Awaitable[None]]) -> None:
         try:
