@@ -9,9 +9,6 @@ from maestro.event.v1.event_pb2 import Event
 from maestro_sdk.testing.chaos.load import Shown
 from maestro_sdk.testing.chaos.provider import INPUT_TOKENS, Call, text_of
 
-_ON_ITS_WAY = 0.25
-"""Seconds before a kill in which a refusal may have been in the hands of the one who was killed."""
-
 
 def broken_answers(shown: Iterable[Shown]) -> Iterator[str]:
     """One end for each question, told once; nothing of an answer twice, nothing left out."""
@@ -32,35 +29,38 @@ def broken_answers(shown: Iterable[Shown]) -> Iterator[str]:
             yield f"{who} was shown {each.text!r}, which is no beginning of {whole!r}"
 
 
-def repeated_faults(calls: Iterable[Call], killed: Sequence[float] = ()) -> Iterator[str]:
+def repeated_faults(shown: Iterable[Shown], calls: Iterable[Call], killed: Sequence[float] = ()) -> Iterator[str]:
     """A caller's fault reaches a provider once: it is neither tried again nor elsewhere.
 
-    `killed` are the Unix times at which processes were killed: who dies with the refusal in hand tells nobody of it.
+    `killed` are the Unix times at which processes were killed that have refusals in hand: who dies with one tells
+    nobody of it. Nobody can have it in hand who was killed before the question was asked, or after the second call.
     """
+    began = {each.mark: each.began for each in shown}
     tried: dict[str, float] = {}
     for call in calls:
         if call.fate != "refused":
             continue
         before = tried.setdefault(call.mark, call.at)
-        if before < call.at and not any(before - _ON_ITS_WAY < moment < call.at for moment in killed):
+        if before < call.at and not any(began[call.mark] < moment < call.at for moment in killed):
             yield f"{call.mark}, which is its caller's fault, was tried again after {call.at - before:.3f} s"
 
 
-def wrong_accounts(shown: Sequence[Shown], events: Iterable[Event], calls: Sequence[Call]) -> Iterator[str]:
-    """Each request has one end among the events, and its attempts used what the providers counted."""
+def wrong_accounts(load: str, shown: Sequence[Shown], events: Iterable[Event], calls: Sequence[Call]) -> Iterator[str]:
+    """Each request of a load has one end among the events, and its attempts used what the providers counted."""
     ends: Counter[str] = Counter()
     used: Counter[str] = Counter()
     for event in events:
         match event.WhichOneof("payload"):
             case "request_completed":
-                ends["answered"] += 1
-                attempts = event.request_completed.attempt_usages
+                kind, end = "answered", event.request_completed
             case "request_failed":
-                ends["failed"] += 1
-                attempts = event.request_failed.attempt_usages
+                kind, end = "failed", event.request_failed
             case _:
                 continue
-        for attempt in attempts:
+        if end.metadata["load"] != load:
+            continue
+        ends[kind] += 1
+        for attempt in end.attempt_usages:
             if not attempt.usage.estimated:
                 used[attempt.provider] += attempt.usage.input_tokens + attempt.usage.output_tokens
     answered = sum(each.answered for each in shown)

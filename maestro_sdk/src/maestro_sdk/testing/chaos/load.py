@@ -20,6 +20,7 @@ from maestro.llm.v1.message_pb2 import Message, Part, Role, TextPart
 from maestro_sdk.errors import from_rpc_error
 from maestro_sdk.testing.callers import Caller, question
 from maestro_sdk.testing.chaos.provider import REFUSED
+from maestro_sdk.tracing import new_request_id
 
 DOORS = ("unary", "events", "socket", "grpc")
 """REST, server-sent events, WebSocket, and gRPC with generated code."""
@@ -69,7 +70,10 @@ class Load:
         """`clients` are spread evenly over the doors; each makes a `pause` in seconds between two questions."""
         self.shown: list[Shown] = []
         """What was seen, in the order of the ends."""
-        self._url, self._key, self._model, self._pause = url, key, model, pause
+        self.name = new_request_id()
+        """The label "load" of its requests, by which their events are told from others'."""
+        self._url, self._key, self._pause = url, key, pause
+        self._fields = {"model": model, "metadata": {"load": self.name}}
         self._clients = clients
         self._marks = itertools.count(1)
         self._stop = asyncio.Event()
@@ -103,7 +107,7 @@ class Load:
                 words = f"[{shown.mark}] {REFUSED if shown.refusable else 'tell me'}"
                 try:
                     async with asyncio.timeout(PATIENCE):
-                        await ask(caller, shown, words, self._model)
+                        await ask(caller, shown, question(words, **self._fields))
                 except TimeoutError:
                     shown.broken = ""  # Left hanging: that is no clear end.
                 shown.ended = time.time()
@@ -113,23 +117,23 @@ class Load:
                 await asyncio.sleep(self._pause if shown.answered else self._pause * 5)
 
 
-async def _ask_unary(caller: Caller, shown: Shown, words: str, model: str) -> None:
+async def _ask_unary(caller: Caller, shown: Shown, body: dict[str, Any]) -> None:
     try:
-        answer = await caller.chat(question(words, model=model))
-        body = answer.json()
+        answer = await caller.chat(body)
+        told = answer.json()
     except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
         shown.broken = f"{type(error).__name__}: {error}"
         return
     if answer.status == 200:
-        shown.started, shown.text = 1, body["text"]
+        shown.started, shown.text = 1, told["text"]
         shown.terminals.append("finish")
     else:
-        _refuse(shown, body)
+        _refuse(shown, told)
 
 
-async def _ask_events(caller: Caller, shown: Shown, words: str, model: str) -> None:
+async def _ask_events(caller: Caller, shown: Shown, body: dict[str, Any]) -> None:
     try:
-        async with caller.session.post("/v1/chat", json={**question(words, model=model), "stream": True}) as response:
+        async with caller.session.post("/v1/chat", json={**body, "stream": True}) as response:
             if response.content_type != "text/event-stream":
                 _refuse(shown, await response.json())
                 return
@@ -144,10 +148,10 @@ async def _ask_events(caller: Caller, shown: Shown, words: str, model: str) -> N
         shown.broken = f"{type(error).__name__}: {error}"
 
 
-async def _ask_socket(caller: Caller, shown: Shown, words: str, model: str) -> None:
+async def _ask_socket(caller: Caller, shown: Shown, body: dict[str, Any]) -> None:
     try:
         async with caller.socket() as socket:
-            await socket.send_json({"type": "chat", "id": "c", "request": question(words, model=model)})
+            await socket.send_json({"type": "chat", "id": "c", "request": body})
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     break
@@ -163,10 +167,14 @@ async def _ask_socket(caller: Caller, shown: Shown, words: str, model: str) -> N
         shown.broken = f"{type(error).__name__}: {error}"
 
 
-async def _ask_grpc(caller: Caller, shown: Shown, words: str, model: str) -> None:
+async def _ask_grpc(caller: Caller, shown: Shown, body: dict[str, Any]) -> None:
     request = ChatRequest(
-        model=model,
-        messages=[Message(role=Role.ROLE_USER, parts=[Part(index=0, text=TextPart(text=words))])],
+        model=body["model"],
+        messages=[
+            Message(role=Role.ROLE_USER, parts=[Part(index=0, text=TextPart(text=each["content"]))])
+            for each in body["messages"]
+        ],
+        metadata=body["metadata"],
     )
     async with _channel(caller) as channel:
         method = channel.unary_stream(_STREAM, ChatRequest.SerializeToString, StreamChatResponse.FromString)

@@ -19,6 +19,8 @@ class Aftermath:
     """What a strike did. Times in seconds after it; `last_failure` is 0 when nobody noticed anything."""
 
     victim: str
+    at: float
+    """Unix time of it."""
     ready: float
     """Until the process was there again."""
     silence: float
@@ -48,6 +50,7 @@ async def strike(mesh: MeshProcess, load: Load, victim: str) -> Aftermath:
     failures = [each for each in since if not each.answered and not each.refusable]
     return Aftermath(
         victim=victim,
+        at=begun,
         ready=ready,
         silence=max(later - earlier for earlier, later in itertools.pairwise(ends)),
         last_failure=max((each.ended - begun for each in failures), default=0.0),
