@@ -68,6 +68,8 @@ class Echo(ScriptedProvider):
 
     def __init__(self) -> None:
         super().__init__(models=[scripted_model(MODEL)])
+        self.may_end = asyncio.Event()
+        """Slow answers go on until it is set."""
 
     def asked(self, text: str) -> int:
         """How often it was asked this."""
@@ -88,6 +90,8 @@ class Echo(ScriptedProvider):
             events = answer("echo of ", *(f"{word} " for word in text.split()), model=MODEL)
         for event in events:
             if "[slow]" in text:
+                if event.HasField("finish"):
+                    await self.may_end.wait()
                 await asyncio.sleep(0.25)
             yield (event,)
 
