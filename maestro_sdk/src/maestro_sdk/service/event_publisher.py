@@ -142,7 +142,7 @@ class EventPublisher:
             self._journal.put(self._accepted, event.SerializeToString())
         self._wake.set()
 
-    async def flush(self, timeout: float = 5.0) -> bool:
+    async def flush(self, timeout: float = 20.0) -> bool:
         """Waits until every event of before is in the stream; False when that takes longer than `timeout` seconds."""
         before = self._accepted
         try:

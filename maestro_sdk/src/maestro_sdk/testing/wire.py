@@ -247,6 +247,17 @@ class Wire(ABC):
 
         return reply
 
+    def answer_after(self, gates: Sequence[asyncio.Event]) -> Reply:
+        """A streamed answer, each piece of which waits for its event."""
+
+        def reply(seen: Seen) -> Sequence[Step]:
+            answer = Answer()
+            groups = zip(gates, self.content(answer, seen), strict=True)
+            content = [step for gate, group in groups for step in (WaitFor(gate), *group)]
+            return (*self.opening(answer, seen), *content, *self.closing(answer, seen))
+
+        return reply
+
     def _begin(self, pieces: int, seen: Seen, answer: Answer = PLAIN) -> Sequence[Step]:
         content = [step for group in self.content(answer, seen)[:pieces] for step in group]
         # A reader sees the pieces before what follows them: in one read with a cut or an error they might be dropped.
