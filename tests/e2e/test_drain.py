@@ -41,10 +41,11 @@ async def back(mesh: MeshProcess, caller: Caller, before: MeshMember, model: str
 
 
 async def by_rest(caller: Caller) -> Taken:
+    began = time.monotonic()
     events = await caller.collect(question(model=OPENAI))
     text = "".join(event.json()["text"] for event in events if event.name == "text")
     assert events[-1].data == "[DONE]"
-    return text, events[-2].name, events[-2].at - events[0].at
+    return text, events[-2].name, events[-2].at - began
 
 
 async def by_socket(caller: Caller) -> Taken:

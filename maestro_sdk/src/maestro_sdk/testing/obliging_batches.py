@@ -1,4 +1,4 @@
-"""Batches of the obliging model: under way for a moment, then answered all at once."""
+"""Batches of the obliging model: under way until a moment after somebody looked, then answered all at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maestro.llm.v1.error_pb2 import ErrorDetail, ErrorReason
 from maestro_sdk.errors import Conflict, NotFound
 
 TAKES = 0.15
-"""Seconds that a batch is under way, unless told otherwise."""
+"""Seconds that a batch is under way after the first look, unless told otherwise."""
 
 Answer = Callable[[BatchItem], Awaitable[BatchItemResult]]
 
@@ -29,13 +29,17 @@ Answer = Callable[[BatchItem], Awaitable[BatchItemResult]]
 class _Running:
     header: BatchHeader
     items: list[BatchItem]
-    begun: float = field(default_factory=time.monotonic)
+    looked: float | None = None
+    """When somebody asked for it first."""
     begun_at: int = field(default_factory=time.time_ns)
     cancelled: bool = False
 
 
 class ObligingBatcher:
-    """A `Batcher`; `answer` answers an item. Time alone moves a batch on."""
+    """A `Batcher`; `answer` answers an item.
+
+    Who looks at a batch for the first time finds it under way, however late, unless it takes no time at all.
+    """
 
     def __init__(self, answer: Answer, takes: float = TAKES) -> None:
         self._answer = answer
@@ -51,7 +55,10 @@ class ObligingBatcher:
 
     async def get_batch(self, batch_id: str) -> Batch:
         """A batch."""
-        return self._tell(batch_id, self._batch(batch_id))
+        running = self._batch(batch_id)
+        told = self._tell(batch_id, running)
+        running.looked = running.looked or time.monotonic()
+        return told
 
     async def list_batches(self, request: ListBatchesRequest) -> ListBatchesResponse:
         """Batches, newest first; the token is the id of the last one told."""
@@ -90,7 +97,8 @@ class ObligingBatcher:
     def _state(self, running: _Running) -> BatchState.ValueType:
         if running.cancelled:
             return BatchState.BATCH_STATE_CANCELLED
-        over = time.monotonic() - running.begun >= self._takes
+        looked = running.looked
+        over = not self._takes or (looked is not None and time.monotonic() - looked >= self._takes)
         return BatchState.BATCH_STATE_COMPLETED if over else BatchState.BATCH_STATE_RUNNING
 
     def _tell(self, batch_id: str, running: _Running) -> Batch:
