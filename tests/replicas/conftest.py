@@ -11,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 import pytest_asyncio
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from maestro.gateway.v1.http_pb2 import ListBackendsRequest
@@ -131,6 +133,19 @@ class Mesh:
                 await asyncio.sleep(0.001)
         return time.time()
 
+    async def noticed(self, member: MeshMember) -> float:
+        """The Unix time at which Envoy says that it has no connection to a gateway any more, or it is back already."""
+        config = yaml.safe_load((self.process.data / "run" / "envoy.yaml").read_text(encoding="utf-8"))
+        place = config["admin"]["address"]["socket_address"]
+        url = f"http://{place['address']}:{place['port_value']}/clusters?format=json"
+        async with asyncio.timeout(30), aiohttp.ClientSession() as http:
+            while self.process.members()[member.name].restarts == member.restarts:
+                async with http.get(url) as response:
+                    if _connections(await response.json(content_type=None), member.address) == 0:
+                        break
+                await asyncio.sleep(0.002)
+        return time.time()
+
     async def whole(self) -> None:
         """Waits until every process runs and every gateway follows a router."""
         async with asyncio.timeout(30):
@@ -142,6 +157,18 @@ class Mesh:
         """Closes the channels to the gateways."""
         for channel in self._channels.values():
             await channel.close()
+
+
+def _connections(clusters: Any, address: str) -> int:
+    """How many connections Envoy has to a gateway's address for gRPC, which carries all but WebSockets."""
+    [host] = [
+        host
+        for cluster in clusters["cluster_statuses"]
+        if cluster["name"] == "gateway"
+        for host in cluster["host_statuses"]
+        if str(host["address"]["socket_address"]["port_value"]) == address.rpartition(":")[2]
+    ]
+    return next(int(stat.get("value", 0)) for stat in host["stats"] if stat["name"] == "cx_active")
 
 
 def _lives(pid: int | None) -> bool:
