@@ -9,8 +9,10 @@ import pytest
 
 from maestro_sdk.errors import Cancelled, NotFound
 from maestro_sdk.llm_client import LLMClient
+from maestro_sdk.testing import openai_chat
 from maestro_sdk.testing.callers import Caller
 from maestro_sdk.testing.chaos.provider import PIECES, Providers, text_of
+from maestro_sdk.testing.faults import FaultServer
 from maestro_sdk.testing.mesh import MeshMember, MeshProcess
 from maestro_sdk.tracing import new_request_id
 
@@ -19,6 +21,12 @@ from .conftest import GATEWAYS, KEY, OTHER_KEY
 
 def body(mark: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": f"[{mark}]"}], "resumable": True}
+
+
+def never_ends(server: FaultServer) -> int:
+    """From now on an answer has two pieces and no end but the one that callers make; the number of the next request."""
+    server.replace("POST", openai_chat.PATH, openai_chat.stall_after(2))
+    return len(server.requests)
 
 
 async def frames_until(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[dict[str, Any]]:
@@ -48,7 +56,8 @@ async def test_a_socket_takes_up_what_another_one_began(mesh: MeshProcess, provi
     assert len(providers.of("r1")) == 1
 
 
-async def test_cancel_ends_it_at_the_provider(mesh: MeshProcess, providers: Providers):
+async def test_cancel_ends_it_at_the_provider(mesh: MeshProcess, server: FaultServer):
+    number = never_ends(server)
     async with Caller(mesh.url, KEY) as caller, caller.session.ws_connect("/v1/chat/stream") as socket:
         await socket.send_json({"type": "chat", "id": "c1", "request": body("r1")})
         heard = await frames_until(socket, 3)
@@ -57,13 +66,11 @@ async def test_cancel_ends_it_at_the_provider(mesh: MeshProcess, providers: Prov
         assert rest[-1]["error"]["reason"] == "CANCELLED"
         answer = await caller.get(f"/v1/chat/{heard[0]['stream']}/events")
         assert "CANCELLED" in answer.body.decode()
-    async with asyncio.timeout(5):
-        while providers.of("r1")[0].seen.closed_at is None:
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(server.requests[number].closed.wait(), 10)
 
 
-async def test_delete_ends_it_and_strangers_find_nothing(mesh: MeshProcess, providers: Providers):
-    name = new_request_id()
+async def test_delete_ends_it_and_strangers_find_nothing(mesh: MeshProcess, server: FaultServer):
+    number, name = never_ends(server), new_request_id()
     async with Caller(mesh.url, KEY) as caller, Caller(mesh.url, OTHER_KEY) as stranger:
         headers = {"x-request-id": name}
         async with caller.session.post("/v1/chat", json={**body("r2"), "stream": True}, headers=headers) as answer:
@@ -83,9 +90,7 @@ async def test_delete_ends_it_and_strangers_find_nothing(mesh: MeshProcess, prov
         with pytest.raises(NotFound):
             async for _ in client.stream("anything", model="no/such", resumable=True, request_id=name):
                 pass
-    async with asyncio.timeout(5):
-        while providers.of("r2")[0].seen.closed_at is None:
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(server.requests[number].closed.wait(), 10)
 
 
 async def test_the_client_goes_on_by_itself_when_gateways_die(mesh: MeshProcess, providers: Providers):
@@ -105,7 +110,8 @@ async def test_the_client_goes_on_by_itself_when_gateways_die(mesh: MeshProcess,
             await mesh.wait_restarted(member)
 
 
-async def test_a_stream_that_was_cancelled_is_no_lost_connection_to_the_client(mesh: MeshProcess, providers: Providers):
+async def test_a_stream_that_was_cancelled_is_no_lost_connection_to_the_client(mesh: MeshProcess, server: FaultServer):
+    never_ends(server)
     async with LLMClient(mesh.url, KEY) as client, Caller(mesh.url, KEY) as caller:
         stream = client.stream("[r4]", resumable=True)
         async for event in stream:
