@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 
 from maestro.event.v1.event_pb2 import Event, RequestCompleted, RequestFailed
 from maestro.job.v1 import job_pb2 as pb
 from maestro_sdk.cli.restarts import Restarts
 from maestro_sdk.testing.chaos.provider import Call
+from maestro_sdk.testing.chaos.record import read_events
 from maestro_sdk.testing.mesh import MeshProcess
 
 from .conftest import LONG
@@ -32,6 +34,7 @@ class Strike:
     at: float
 
 
+_OVER = {"job.completed", "job.failed", "job.cancelled"}
 _SHORT = Restarts().most - 2
 """Short lives that a process may have, one after another."""
 
@@ -93,6 +96,20 @@ def progress_falls(events: Sequence[Event]) -> list[pb.JobProgress]:
             found.append(each)
         highest = counts
     return found
+
+
+async def told_of(mesh: MeshProcess, job: pb.Job) -> list[Event]:
+    """The events of a job that is over, once its end is among them, and all that it paid for."""
+
+    def own(events: Sequence[Event]) -> list[Event]:
+        return [event for event in events if job_of(event) == job.job_id]
+
+    def whole(events: Sequence[Event]) -> bool:
+        found = own(events)
+        paid = sum(Decimal(end.cost.usd or 0) for event in found if (end := end_of(event)) is not None)
+        return paid >= Decimal(job.usage.cost_usd or 0) and any(event.kind in _OVER for event in found)
+
+    return own(await read_events(mesh.address("nats"), whole=whole))
 
 
 def job_of(event: Event) -> str:

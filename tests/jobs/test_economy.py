@@ -10,11 +10,11 @@ import nats
 from maestro.job.v1 import job_pb2 as pb
 from maestro.llm.v1.batch_pb2 import BatchItem
 from maestro_sdk.testing.chaos.provider import Providers, text_of
-from maestro_sdk.testing.chaos.record import read_events
 from maestro_sdk.testing.mesh import MeshProcess
 
 from .batch_account import CHEAP, PRICE, Account
 from .conftest import MODEL, Jobs, chat
+from .drill import told_of
 
 
 def questions(first: int, count: int, model: str = CHEAP) -> list[BatchItem]:
@@ -40,8 +40,7 @@ async def test_items_go_to_the_batch_api_at_its_price(mesh: MeshProcess, jobs: J
     assert (over.usage.requests, over.usage.attempts) == (12, 12)
     assert len(account.batches("r1000")) == 1
     assert {result.item.item_id for result in results} == {str(index) for index in range(12)}
-    ends = [event.request_completed for event in await read_events(mesh.address("nats"))]
-    own = [end for end in ends if end.job_id == job.job_id]
+    own = [event.request_completed for event in await told_of(mesh, over) if event.HasField("request_completed")]
     assert len(own) == 12
     assert {end.metadata["team"] for end in own} == {"maps"}
     assert sum(Decimal(end.cost.usd) for end in own) == Decimal(over.usage.cost_usd)
@@ -122,8 +121,7 @@ async def test_an_answer_is_kept_though_a_piece_of_its_question_is_lost(
     assert texts(list(found.values())) == {0: text_of("r1450"), 2: text_of("r1452")}
     assert (found[0].item.item_id, found[0].economy) == ("0", True)
     assert "can't be read any more" in found[1].item.error.message
-    ends = [event.request_completed for event in await read_events(mesh.address("nats"))]
-    own = [end for end in ends if end.job_id == job.job_id]
+    own = [event.request_completed for event in await told_of(mesh, over) if event.HasField("request_completed")]
     assert [end.metadata["team"] for end in own] == ["maps"] * 2
     assert sum(Decimal(end.cost.usd) for end in own) == Decimal(over.usage.cost_usd) > 0
 

@@ -20,10 +20,10 @@ from maestro_sdk import SyncJobsClient
 from maestro_sdk import text_of as text_of_answer
 from maestro_sdk.service.channel import open_channel
 from maestro_sdk.testing.chaos.provider import Providers, Weather, text_of
-from maestro_sdk.testing.chaos.record import read_events
 from maestro_sdk.testing.mesh import MeshProcess
 
 from .conftest import KEYS, MODEL, Jobs, chat, questions, status_of
+from .drill import told_of
 
 
 async def test_a_job_is_answered_item_by_item(mesh: MeshProcess, jobs: Jobs, providers: Providers):
@@ -46,8 +46,7 @@ async def test_a_job_is_answered_item_by_item(mesh: MeshProcess, jobs: Jobs, pro
     assert Decimal(over.usage.cost_usd) == sum(Decimal(result.item.cost.usd) for result in listed) > 0
     assert over.usage.requests == over.usage.attempts == 12 == len(providers.calls)
     assert over.usage.input_tokens == sum(result.item.usage.input_tokens for result in listed)
-    ends = [event.request_completed for event in await read_events(mesh.address("nats")) if event.kind == _END]
-    own = [end for end in ends if end.job_id == job.job_id]
+    own = [event.request_completed for event in await told_of(mesh, over) if event.kind == _END]
     assert len(own) == 12
     assert {end.metadata["run"] for end in own} == {"7"}
     assert sorted(end.metadata["team"] for end in own) == ["maps"] * 11 + ["trains"]
@@ -124,8 +123,7 @@ async def test_a_cancelled_job_stops_its_items(mesh: MeshProcess, jobs: Jobs, pr
         await asyncio.wait_for(_closed(call.seen), 10)
     assert len(providers.calls) == 4
     assert await jobs.cancel(job.job_id) == over
-    own = [event for event in await read_events(mesh.address("nats")) if event.subject == f"job/{job.job_id}"]
-    kinds = [event.kind for event in own if event.kind.startswith("job.")]
+    kinds = [event.kind for event in await told_of(mesh, over) if event.kind.startswith("job.")]
     assert (kinds[:2], kinds[-1]) == (["job.queued", "job.started"], "job.cancelled")
 
 

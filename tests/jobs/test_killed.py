@@ -13,11 +13,10 @@ from decimal import Decimal
 from maestro.job.v1 import job_pb2 as pb
 from maestro_sdk.adapter.standing import LINGER
 from maestro_sdk.testing.chaos.provider import Providers, Weather, text_of
-from maestro_sdk.testing.chaos.record import read_events
 from maestro_sdk.testing.mesh import MeshProcess
 
 from .conftest import ITEMS, Jobs, questions
-from .drill import end_of, fell, job_of, kill_at_random, progress_falls
+from .drill import end_of, fell, kill_at_random, progress_falls, told_of
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
 ONCE = ("job.queued", "job.started", "job.completed")
@@ -36,7 +35,7 @@ async def test_nothing_is_lost_or_paid_twice(mesh: MeshProcess, jobs: Jobs, prov
         done.set()
         killed = await killing
     over = await jobs.wait(job.job_id)
-    events = [event for event in await read_events(mesh.address("nats")) if job_of(event) == job.job_id]
+    events = await told_of(mesh, over)
     ends = [end for event in events if (end := end_of(event)) is not None]
     attempts = sum(len(end.attempt_usages) for end in ends)
     repeated = [pair for mark in text_marks() for pair in itertools.pairwise(providers.of(mark))]
@@ -77,7 +76,7 @@ async def test_gateways_that_stop_hand_over_what_they_have_begun(mesh: MeshProce
         await mesh.wait_restarted(member)
     over = await jobs.wait(job.job_id)
     results = await jobs.listed(job.job_id)
-    events = [event for event in await read_events(mesh.address("nats")) if job_of(event) == job.job_id]
+    events = await told_of(mesh, over)
     assert (over.progress.succeeded, len(providers.calls)) == (4, 4)
     assert [result.runs for result in results] == [1] * 4
     ends = [event.kind for event in events if event.kind in {"request.completed", "request.failed"}]

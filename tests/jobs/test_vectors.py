@@ -18,12 +18,11 @@ from maestro.llm.v1.batch_pb2 import BatchItem
 from maestro.llm.v1.embedding_pb2 import EmbedInput, EmbedRequest
 from maestro_sdk.adapter.standing import LINGER
 from maestro_sdk.testing import openai_embedding
-from maestro_sdk.testing.chaos.record import read_events
 from maestro_sdk.testing.faults import FaultServer, Seen, SendJson, Step, Wait
 from maestro_sdk.testing.mesh import MeshProcess
 
 from .conftest import Jobs
-from .drill import Strike, end_of, fell_between, job_of, kill_at_random, progress_falls
+from .drill import Strike, end_of, fell_between, kill_at_random, progress_falls, told_of
 
 ITEMS = int(os.environ.get("JOB_VECTORS", "12"))
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
@@ -81,7 +80,7 @@ async def test_vectors_outlive_what_is_killed(
         done.set()
         killed = await killing
     over = await jobs.wait(job.job_id)
-    events = [event for event in await read_events(mesh.address("nats")) if job_of(event) == job.job_id]
+    events = await told_of(mesh, over)
     ends = [end for event in events if (end := end_of(event)) is not None]
     calls = sum(map(len, asked.values()))
     figures.append(

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 
-from maestro.event.v1.event_pb2 import ROUTE_DEGRADATION_ROUTER_BACK, ROUTE_DEGRADATION_ROUTER_LOST
+from maestro.event.v1.event_pb2 import ROUTE_DEGRADATION_ROUTER_BACK, ROUTE_DEGRADATION_ROUTER_LOST, Event
 from maestro_sdk.testing.chaos.load import Load
 from maestro_sdk.testing.chaos.record import read_events
 
@@ -87,19 +88,26 @@ async def test_without_any_router_the_last_table_decides_even_after_a_restart(me
 
 async def tell(mesh: Mesh, begun: float) -> None:
     """Checks that each gateway published once that the routers were lost, and once that they were back."""
-    events = [
-        event for event in await read_events(mesh.process.address("nats")) if event.time.ToNanoseconds() / 1e9 > begun
-    ]
-    causes: dict[str, list[int]] = {gateway: [] for gateway in GATEWAYS}
-    for event in events:
-        if event.kind == "route.degraded":
-            told = event.route_degraded
-            assert event.subject == f"service/{told.service}"
-            assert told.table_version > 0
-            causes[told.service].append(told.cause)
     once = [ROUTE_DEGRADATION_ROUTER_LOST, ROUTE_DEGRADATION_ROUTER_BACK]
     # The second one lost them in two lives: the one that was killed, and the one that began without a router.
-    assert causes == {"gateway": once, "gateway-2": [ROUTE_DEGRADATION_ROUTER_LOST, *once], "gateway-3": once}
-    completed = [event.request_completed.degraded for event in events if event.kind == "request.completed"]
+    wanted = {"gateway": once, "gateway-2": [ROUTE_DEGRADATION_ROUTER_LOST, *once], "gateway-3": once}
+
+    def causes(events: Sequence[Event]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {gateway: [] for gateway in GATEWAYS}
+        for event in events:
+            if event.kind == "route.degraded" and event.time.ToNanoseconds() / 1e9 > begun:
+                told = event.route_degraded
+                assert event.subject == f"service/{told.service}"
+                assert told.table_version > 0
+                found[told.service].append(told.cause)
+        return found
+
+    events = await read_events(mesh.process.address("nats"), whole=lambda events: causes(events) == wanted)
+    assert causes(events) == wanted
+    completed = [
+        event.request_completed.degraded
+        for event in events
+        if event.kind == "request.completed" and event.time.ToNanoseconds() / 1e9 > begun
+    ]
     assert sum(completed) >= 80, "what was answered meanwhile is marked"
     assert not completed[-1]
