@@ -45,6 +45,15 @@ async def accounts(mesh: MeshProcess, load: Load, providers: Providers) -> list[
     return wrong(await read_events(mesh.address("nats"), whole=lambda events: not wrong(events)))
 
 
+def unanswered(load: Load) -> list[str]:
+    """What those were told who should have been answered."""
+    return [
+        f"{each.door}, {each.mark}, after {each.ended - each.began:.3f} s: {each.failure} {each.message}"
+        for each in load.shown
+        if not each.answered and not each.refusable
+    ]
+
+
 def listen(mesh: MeshProcess) -> Words:
     """What both gateways say of the two backends."""
     return Words(mesh, KEY, ("gateway", "gateway-2"), BACKENDS.values())
@@ -131,7 +140,7 @@ async def test_a_provider_that_is_down_is_hardly_asked_whoever_dies(
         f"2 gateways, {len(since)} questions, {len([each for each in load.shown if each.answered])} answered"
     )
     assert len(tried) <= 2 * (1 + took / OPEN_TIME), describe(tried)
-    assert [each.failure for each in load.shown if not each.answered and not each.refusable] == []
+    assert unanswered(load) == []
     assert list(broken_words(providers.calls, held(load.shown, words.said, BACKENDS), BACKENDS, {})) == []
 
 
@@ -140,7 +149,7 @@ async def test_weather_alone_is_accounted_to_the_token(mesh: MeshProcess, provid
     async with listen(mesh) as words, Load(mesh.url, KEY, ROUTE, CLIENTS) as load:
         await load.answers(400)
     figures.append(f"30 % of the calls to one of two providers fail: {tally(load.shown)}")
-    assert [each.failure for each in load.shown if not each.answered and not each.refusable] == []
+    assert unanswered(load) == []
     assert list(broken_answers(load.shown)) == []
     assert list(repeated_faults(load.shown, providers.calls)) == []
     assert list(broken_words(providers.calls, held(load.shown, words.said, BACKENDS), BACKENDS, {})) == []

@@ -10,14 +10,14 @@ from drill_doors import DOORS, STREAMED, Stand, ask
 from drill_stage import Stage, chosen, prompt, run_all
 from drill_table import OTHER, WIRES
 
-from maestro_sdk.testing.faults import Reply, Seen, Step, Wait
+from maestro_sdk.testing.faults import Reply, Seen, Step, Wait, WaitFor
 from maestro_sdk.testing.wire import Wire
 
 AT_ONCE = 16
-LATE = 0.7
-"""Seconds: later than the second attempt begins."""
-SLOW = 0.7
-"""Seconds of a second attempt that is no quicker."""
+LATE = 0.5
+"""Seconds after the beginning of the second attempt."""
+NEVER = 20.0
+"""Seconds after which an answer would come that somebody else gives before, on a busy machine, too."""
 
 Fate = Callable[[Wire], Reply]
 
@@ -36,6 +36,21 @@ def after(seconds: float, fate: Fate) -> Fate:
     return late
 
 
+def behind(asked: asyncio.Event, reply: Reply) -> Reply:
+    """The same, but not before the second attempt has begun, however late that is."""
+    return lambda seen: (WaitFor(asked), *reply(seen))
+
+
+def telling(asked: asyncio.Event, reply: Reply) -> Reply:
+    """The same, and who waits for the second attempt goes on."""
+
+    def steps(seen: Seen) -> Sequence[Step]:
+        asked.set()
+        return reply(seen)
+
+    return steps
+
+
 def says(text: str) -> Fate:
     return lambda wire: wire.text(text)
 
@@ -46,7 +61,10 @@ def fails(status: int) -> Fate:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What both providers do, and what comes of it: the answer and its attempt, or the error's reason."""
+    """What both providers do, and what comes of it: the answer and its attempt, or the error's reason.
+
+    The first one does it once the second one was asked, unless it says nothing at all.
+    """
 
     first: Fate
     second: Fate
@@ -58,16 +76,16 @@ class Race:
 
 
 RACES = {
-    "the second is quicker": Race(after(LATE, says("first")), says("second"), "second", 2),
-    "the first is quicker after all": Race(after(LATE, says("first")), after(2 * SLOW, says("second")), "first", 1),
+    "the second is quicker": Race(after(NEVER, says("first")), says("second"), "second", 2),
+    "the first is quicker after all": Race(says("first"), after(NEVER, says("second")), "first", 1),
     "the second fails": Race(after(LATE, says("first")), fails(500), "first", 1),
     "the second refuses": Race(after(LATE, says("first")), fails(400), "first", 1),
-    "the first fails late": Race(after(LATE, fails(500)), after(SLOW, says("second")), "second", 2),
-    "the first is cut": Race(after(LATE, Wire.cut_before_content), after(SLOW, says("second")), "second", 2),
+    "the first fails late": Race(after(LATE, fails(500)), after(LATE, says("second")), "second", 2),
+    "the first is cut": Race(after(LATE, Wire.cut_before_content), after(LATE, says("second")), "second", 2),
     "the first says nothing": Race(Wire.stall_before_headers, says("second"), "second", 2, silent=True),
     "the first only begins": Race(lambda wire: wire.stall_after(0), says("second"), "second", 2, silent=True),
     "both fail": Race(after(LATE, fails(500)), fails(500), reason="UPSTREAM_ERROR"),
-    "both are late": Race(after(LATE, says("first")), after(LATE, says("second")), "first", 1),
+    "both are late": Race(after(LATE, says("first")), after(LATE + 2.0, says("second")), "first", 1),
 }
 
 
@@ -77,8 +95,9 @@ CASES = {f"{name}, {door}": (race, door) for name, race in RACES.items() for doo
 async def drill(name: str, stage: Stage, stand: Stand) -> None:
     """One case. Raises `AssertionError`."""
     (race, door), case = CASES[name], f"race, {name}"
-    stage.script(case, "openai", race.first(WIRES["openai"]))
-    stage.script(case, "anthropic", race.second(WIRES["anthropic"]))
+    begun, first = asyncio.Event(), race.first(WIRES["openai"])
+    stage.script(case, "openai", first if race.silent else behind(begun, first))
+    stage.script(case, "anthropic", telling(begun, race.second(WIRES["anthropic"])))
     got = await ask(stand, door, prompt(case), model="race")
     asked = {provider: stage.seen(case, provider) for provider in OTHER}
     assert {provider: len(seen) for provider, seen in asked.items()} == {"openai": 1, "anthropic": 1}
@@ -109,7 +128,7 @@ async def test_race(outcomes: Mapping[str, str], name: str):
 async def test_the_winner_is_cut_and_another_goes_on(stage: Stage, calm_stand: Stand, door: str):
     """Who lost the race is not asked again, and what it said is nowhere."""
     case = f"race and relay, {door}"
-    stage.script(case, "openai", after(5.0, says("of the loser"))(WIRES["openai"]))
+    stage.script(case, "openai", after(NEVER, says("of the loser"))(WIRES["openai"]))
     stage.script(case, "anthropic", WIRES["anthropic"].cut_after(2))
     stage.script(case, "vllm", WIRES["openai"].text([" the", " third."]))
     got = await ask(calm_stand, door, prompt(case), model="race-and-relay")
