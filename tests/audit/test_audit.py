@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import json
 import os
+import re
+import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -56,19 +58,21 @@ async def test_refusals_and_acts_stand_in_the_audit(mesh: Mesh) -> None:
         while await mesh.chat("req-forbidden", key=made["secret"]) != 403:
             await asyncio.sleep(0.01)
     assert (await mesh.rest("POST", f"/v1/keys/{key_id}:revoke", body={}))[0] == 200
-    records = await mesh.until(lambda found: any(record.target == f"revoke key/{key_id}" for record in found))
-    assert [record.target for record in records if record.operation == "admin"] == [
-        f"create key/{key_id}",
-        f"revoke key/{key_id}",
-    ]
+    # Each of these may have been told by another gateway, and so come in any order.
+    told = {f"create key/{key_id}", f"revoke key/{key_id}"}
+    records = await mesh.until(
+        lambda found: told <= {record.target for record in found} and any(record.key_id == key_id for record in found)
+    )
+    assert {record.target for record in records if record.operation == "admin"} == told
     (denied,) = [record for record in records if record.key_id == key_id]
     assert (denied.outcome, denied.principal, denied.request_id) == (AUDIT_OUTCOME_DENIED, "narrow", "req-forbidden")
-    # Each of the two gateways tells the first ten one by one.
+    # Each of the two gateways tells the first ten of a minute one by one, and of the others how many there were.
     with pytest.raises(aiohttp.WSServerHandshakeError):
         await mesh.http.ws_connect(mesh.process.url + "/v1/chat/stream?access_token=mk-nobody-0123456789")
     nobody = await mesh.until(lambda found: any(record.method == "/v1/chat/stream" for record in found), "_mesh")
     assert not any(b"mk-nobody" in record.SerializeToString() for record in nobody)
-    assert 10 <= len([record for record in nobody if record.request_id == "req-unknown"]) <= 20
+    # A minute may end in between.
+    assert 10 <= len([record for record in nobody if record.request_id == "req-unknown"]) <= 2 * (10 + 1 + 10)
     assert all(secret not in record.SerializeToString() for record in records for secret in (made["secret"].encode(),))
 
 
@@ -91,19 +95,24 @@ async def test_gateways_are_killed_while_they_seal(mesh: Mesh) -> None:
             await mesh.until(lambda found, begin=begin: len(found) > begin + 20)
             await mesh.process.wait_restarted(mesh.process.kill(name))
         over.set()
-    ledger: list[str] = []
-    async with asyncio.timeout(30):
-        while len(await mesh.records()) < len(ledger := await mesh.ledger()):
-            await asyncio.sleep(0.1)
-    records = await mesh.records()
+    end = time.monotonic() + 30
+    while True:
+        records, ledger = await mesh.records(), await mesh.ledger()
+        # Entries may still come from what a killed gateway has left: each is sealed a moment later.
+        if [record.record_id for record in records] == ledger or time.monotonic() > end:
+            break
+        await asyncio.sleep(0.1)
     # Each entry of the ledger has one record, in its order, and the chain holds.
     assert [record.record_id for record in records] == ledger
     assert prove(records).broken is None
     assert sum(record.outcome == AUDIT_OUTCOME_SUCCEEDED for record in records) > 50
     proof = await mesh.cli("audit", "verify")
     assert (proof.exit_code, proof.stderr) == (0, "")
-    count, head = len(records), records[-1].hash
-    assert proof.stdout == f"fine: {count} records, 1 to {count}\nhead {count}:{head}\n"
+    told = re.fullmatch(r"fine: (\d+) records, 1 to \1\nhead \1:(\S+)\n", proof.stdout)
+    assert told is not None, proof.stdout
+    count = int(told[1])
+    assert count >= len(records)
+    assert (await mesh.records())[count - 1].hash == told[2]
 
 
 async def test_other_tenants_see_nothing(mesh: Mesh) -> None:
@@ -129,9 +138,15 @@ async def test_other_tenants_see_nothing(mesh: Mesh) -> None:
         assert (path, found[0], found[1]["error"]["reason"]) == (path, status, reason)
     # What they do stands in their own audit, the making of their key included, and their content nowhere.
     assert await mesh.chat("req-theirs", key=theirs) == 200
-    records = await mesh.until(lambda found: any(record.request_id == "req-theirs" for record in found), "globex")
-    assert [record.operation for record in records if record.outcome == AUDIT_OUTCOME_SUCCEEDED] == ["admin", "chat"]
-    assert records[-1].content_digest == ""
+    records = await mesh.until(
+        lambda found: (
+            {"admin", "chat"} <= {each.operation for each in found if each.outcome == AUDIT_OUTCOME_SUCCEEDED}
+        ),
+        "globex",
+    )
+    (chat,) = [record for record in records if record.request_id == "req-theirs"]
+    (admin,) = [record for record in records if record.outcome == AUDIT_OUTCOME_SUCCEEDED and record != chat]
+    assert (admin.operation, chat.content_digest) == ("admin", "")
     assert (await mesh.rest("GET", "/v1/requests/req-theirs/content", theirs))[0] == 404
     status, page = await mesh.rest("GET", "/v1/audit?tenant=globex&operation=chat", KEY)
     assert (status, [record["request_id"] for record in page["records"]]) == (200, ["req-theirs"])
