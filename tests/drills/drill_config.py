@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from typing import Any
 
 from drill_table import BREAKER_CASES, CASES
@@ -29,11 +28,15 @@ PRICE = {"input": "1", "output": "10"}
 """US dollars per million tokens, of every model of our own."""
 
 
+_TAKEN: list[socket.socket] = []
+
+
 def closed_port() -> int:
-    """A port of loopback at which nobody listens."""
-    with closing(socket.socket()) as plain:
-        plain.bind(("127.0.0.1", 0))
-        return int(plain.getsockname()[1])
+    """A port of loopback at which nobody listens, and nobody else can as long as the tests run."""
+    plain = socket.socket()
+    plain.bind(("127.0.0.1", 0))
+    _TAKEN.append(plain)
+    return int(plain.getsockname()[1])
 
 
 def own_models(names: Iterable[str], wire: str, **fields: Any) -> list[dict[str, Any]]:
