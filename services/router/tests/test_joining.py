@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from maestro.event.v1 import event_pb2
 from maestro.router.v1 import router_pb2 as pb
@@ -40,28 +41,30 @@ async def routing(folder: Path, url: str, mode: str) -> AsyncGenerator[Any]:
         yield RouterServiceStub(channel)
 
 
+@pytest.mark.timeout(90)
 async def test_events_tell_who_came_and_left_and_a_new_router_knows_at_once(tmp_path: Path, nats_server: NatsServer):
     async with (
+        asyncio.timeout(60),
         EventReader(nats_server.url) as reader,
         reader.subscribe(MESH, kinds=["adapter.*"], after=0) as events,
         serve_flawed(None) as address,
         aclosing(aiter(events)) as following,
+        # Closed whatever happens: what is left behind keeps the loop from its end.
+        AsyncExitStack() as stack,
     ):
         announcement = pb.AdapterAnnouncement(name="echo", address=address, instance="one")
         async with announcing(announcement, nats_server.url, beat=60.0):
-            async with asyncio.timeout(10), routing(tmp_path, nats_server.url, "verified"):
+            async with routing(tmp_path, nats_server.url, "verified"):
                 _, joined = await anext(following)
             assert (joined.adapter_joined.adapter, joined.adapter_joined.models) == ("echo", 2)
             # The first table of a router has those who are there, and passed at an earlier one.
-            stack = AsyncExitStack()
             stub = await stack.enter_async_context(routing(tmp_path, nats_server.url, "verified"))
             first = await anext(aiter(stub.WatchRoutes(pb.WatchRoutesRequest(subscriber="gateway"))))
             assert [each.id for each in first.table.backends if each.state == pb.BACKEND_STATE_ACTIVE] == [
                 "echo:obliging/embedder",
                 "echo:obliging/model",
             ]
-        async with stack, asyncio.timeout(10):
-            (_, again), (_, last) = await anext(following), await anext(following)
+        (_, again), (_, last) = await anext(following), await anext(following)
         assert (again.kind, last.kind) == ("adapter.joined", "adapter.left")
         left = last.adapter_left
         assert (left.adapter, left.cause) == ("echo", event_pb2.ADAPTER_LEAVE_CAUSE_DRAINED)
