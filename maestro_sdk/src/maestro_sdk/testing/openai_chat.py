@@ -127,3 +127,4 @@ in_band_error = WIRE.in_band_error
 malformed_json = WIRE.malformed_json
 slow_first_token = WIRE.slow_first_token
 hold_after = WIRE.hold_after
+answer_after = WIRE.answer_after
