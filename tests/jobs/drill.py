@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -62,28 +62,42 @@ class Lives:
                 await done.wait()
         self._short[name] = 0
 
+    async def settle(self) -> None:
+        """Waits until every process has lived so long that its earlier deaths don't count any more."""
+        settled = max(self._begun.values(), default=0.0) + Restarts().settled + 1.0
+        await asyncio.sleep(settled - time.monotonic())
+
 
 async def kill_at_random(mesh: MeshProcess, done: asyncio.Event, dice: random.Random) -> list[Strike]:
-    """Kills each group of victims in turn until `done`, a long run's again and again; what was killed."""
-    killed: list[Strike] = []
+    """Kills each group of victims in turn until `done`, a long run's again and again; what was killed.
+
+    A long run ends when the supervisor has forgotten it: what is killed next is started again, too.
+    """
     lives = Lives(name for name, member in mesh.members().items() if LONG and member.restarts)
+    killed = [strike async for strike in _strikes(mesh, done, dice, lives)]
+    if LONG:
+        await lives.settle()
+    return killed
+
+
+async def _strikes(mesh: MeshProcess, done: asyncio.Event, dice: random.Random, lives: Lives) -> AsyncGenerator[Strike]:
     groups = VICTIMS if LONG else FEW
     rounds = itertools.count() if LONG else range(1)
     for group in itertools.chain.from_iterable(dice.sample(groups, len(groups)) for _ in rounds):
         with suppress(TimeoutError):
             async with asyncio.timeout(dice.uniform(0.1, 0.4)):
                 await done.wait()
-                return killed
+                return
         for name in group:
             await lives.leave_alone(name, done)
         if done.is_set():
-            break
+            return
         members = [mesh.kill(name) for name in group]
-        killed += [Strike(name, time.time()) for name in group]
+        for name in group:
+            yield Strike(name, time.time())
         for member in members:
             await mesh.wait_restarted(member, timeout=60)
             lives.begin(member.name)
-    return killed
 
 
 def progress_falls(events: Sequence[Event]) -> list[pb.JobProgress]:
